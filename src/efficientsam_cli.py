@@ -1,0 +1,148 @@
+"""The `efficientsam` command: parsing only.
+
+It is no part of the package, because importing that registers its classes with transformers, which takes seconds that
+`efficientsam --help` need not wait for.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Segment anything, made light: EfficientSAM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def main() -> None:
+    """Segment anything, made light: EfficientSAM."""
+
+
+def one_line_errors(command: Callable) -> Callable:
+    """What the user can mend is said in one line, with exit code 2; anything else keeps its traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            typer.echo(f"efficientsam: {str(error).strip().splitlines()[0]}", err=True)
+            raise typer.Exit(2) from error
+
+    return run
+
+
+def parse_numbers(text: str, name: str, counts: tuple[int, ...], form: str) -> list[float]:
+    """Comma-separated numbers, of one of the wanted counts."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts:
+        raise ValueError(f"{name} must be {form}, got {text!r}")
+    return numbers
+
+
+@contextmanager
+def written_together(paths: list[Path]) -> Iterator[list[Path]]:
+    """Files beside the wanted ones to write to; renamed at the end if all went well, taken away if not."""
+    for path in paths:
+        if path.parent.is_file():
+            raise NotADirectoryError(f"{path.parent} is a file, wanted a folder to write {path.name} into")
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, wanted a file to write")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    beside = [path.with_name(f".{path.stem}.part{path.suffix}") for path in paths]
+    try:
+        yield beside
+        for partial, path in zip(beside, paths, strict=True):
+            partial.replace(path)
+    finally:
+        for partial in beside:
+            partial.unlink(missing_ok=True)
+
+
+@app.command()
+@one_line_errors
+def predict(
+    photo: Annotated[str, typer.Argument(help="picture file or URL")],
+    point: Annotated[list[str] | None, typer.Option(help="X,Y[,LABEL] in pixels; all points are one object's")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="X0,Y0,X1,Y1 in pixels; each box is an object")] = None,
+    model: Annotated[str | None, typer.Option(help="folder or Hub id; the bundled checkpoint if left out")] = None,
+    output: Annotated[Path | None, typer.Option(help="overlay picture; PHOTO_overlay.png here if left out")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="masks as COCO run lengths, SA-1B's layout")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
+) -> None:
+    """Segment what clicks and boxes point at, and draw it.
+
+    LABEL is 1 on the object (if left out) and 0 on the background, for checkpoints that learnt background clicks.
+    """
+    start = time.monotonic()
+    clicks = [parse_numbers(text, "--point", (2, 3), "X,Y or X,Y,LABEL") for text in point or []]
+    boxes = [parse_numbers(text, "--box", (4,), "X0,Y0,X1,Y1") for text in box or []]
+    if not clicks and not boxes:
+        raise ValueError("give at least one --point X,Y or --box X0,Y0,X1,Y1, got none")
+    points, labels = [click[:2] for click in clicks], [click[2] if len(click) > 2 else 1 for click in clicks]
+    output = output or Path(f"{Path(photo).stem}_overlay.png")
+
+    from transformers.utils import logging
+
+    from efficientsam_hf import draw_segmentation, load_checkpoint, read_photo, segment
+
+    picture = read_photo(photo)
+    logging.disable_progress_bar()
+    loaded, processor = load_checkpoint(model, device=device)
+    answer = segment(loaded, processor, picture, **as_objects(points, labels, boxes))
+    overlay = draw_segmentation(picture, answer.masks[:, 0].cpu().numpy(), points, labels, boxes)
+    records = answer.records()
+    with written_together([output, json_file] if json_file else [output]) as (overlay_part, *json_part):
+        overlay.save(overlay_part, format="PNG")
+        for part in json_part:
+            image = {"file_name": Path(photo).name, "width": picture.width, "height": picture.height}
+            part.write_text(json.dumps({"image": image, "annotations": records}, indent=1) + "\n")
+    for record in records:
+        typer.echo(f"object {record['id']}: predicted IoU {record['predicted_iou']:.2f}, {record['area']} pixels")
+    typer.echo(f"overlay: {output}")
+    if json_file:
+        typer.echo(f"masks:   {json_file}")
+    typer.echo(f"time:    {time.monotonic() - start:.1f} s")
+
+
+def as_objects(points: list, labels: list, boxes: list) -> dict[str, list | None]:
+    """All points for one object, then an object for each box, as `segment` takes them."""
+    clicked, boxed = bool(points), len(boxes)
+    return {
+        "points": [points] + [None] * boxed if clicked else None,
+        "labels": [labels] + [None] * boxed if clicked else None,
+        "boxes": [None] * clicked + boxes if boxed else None,
+    }
+
+
+@app.command()
+@one_line_errors
+def convert(
+    source: Annotated[Path, typer.Argument(help="official .pt or its zip; or a model folder, to go back")],
+    target: Annotated[Path, typer.Argument(help="folder to write; or the .pt file, when going back")],
+) -> None:
+    """Turn an official checkpoint into a model folder, or a model folder into an official checkpoint."""
+    from efficientsam_hf import load_checkpoint
+    from efficientsam_hf.conversion import convert as convert_official
+    from efficientsam_hf.conversion import save_official
+    from efficientsam_hf.hub import save_for_hub
+    from efficientsam_hf.processing_efficientsam import EfficientSamProcessor
+
+    if source.is_dir():
+        save_official(load_checkpoint(source)[0], target)
+    else:
+        model = convert_official(source)
+        save_for_hub(model, EfficientSamProcessor.from_model_config(model.config), target)
+    typer.echo(f"wrote {target}")

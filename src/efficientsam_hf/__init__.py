@@ -1,0 +1,79 @@
+"""EfficientSAM for the Hugging Face world."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from transformers import AutoConfig, AutoModel, AutoModelForMaskGeneration, AutoProcessor
+
+# Not from the top: there transformers 5.17 has a stand-in for it that asks for torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from .configuration_efficientsam import (
+    VARIANTS,
+    EfficientSamConfig,
+    EfficientSamMaskDecoderConfig,
+    EfficientSamPromptEncoderConfig,
+    EfficientSamVisionConfig,
+)
+from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
+from .image_processing_efficientsam import EfficientSamImageProcessor
+from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
+from .prediction import Segmentation, read_photo, segment
+from .processing_efficientsam import EfficientSamProcessor
+from .visualization import draw_segmentation
+
+try:
+    __version__ = version("efficientsam-hf")
+except PackageNotFoundError:  # a source tree on the path that nobody has installed
+    __version__ = "0+unknown"
+
+# What transformers' Auto classes find. An `exist_ok` keeps the import alive should a later transformers bring a model
+# of the same name; ours is then the one found.
+for config_class in (
+    EfficientSamConfig,
+    EfficientSamVisionConfig,
+    EfficientSamPromptEncoderConfig,
+    EfficientSamMaskDecoderConfig,
+):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+AutoModel.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
+AutoModel.register(EfficientSamVisionConfig, EfficientSamVisionModel, exist_ok=True)
+AutoModelForMaskGeneration.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
+
+# One class serves both of transformers' backends.
+BACKENDS = dict.fromkeys(("pil", "torchvision"), EfficientSamImageProcessor)
+AutoImageProcessor.register(EfficientSamConfig, image_processor_classes=BACKENDS, exist_ok=True)
+AutoProcessor.register(EfficientSamConfig, EfficientSamProcessor, exist_ok=True)
+
+# What `save_pretrained` and `push_to_hub` write then carries its own code, so that those who lack this package can
+# load it with trust_remote_code=True. Each class is noted for one Auto class; `hub.save_for_hub` notes all.
+EfficientSamModel.register_for_auto_class("AutoModelForMaskGeneration")
+for own_class in (
+    EfficientSamConfig,
+    EfficientSamVisionConfig,
+    EfficientSamVisionModel,
+    EfficientSamImageProcessor,
+    EfficientSamProcessor,
+):
+    own_class.register_for_auto_class()
+
+__all__ = [
+    "VARIANTS",
+    "EfficientSamConfig",
+    "EfficientSamImageProcessor",
+    "EfficientSamMaskDecoderConfig",
+    "EfficientSamModel",
+    "EfficientSamProcessor",
+    "EfficientSamPromptEncoderConfig",
+    "EfficientSamVisionConfig",
+    "EfficientSamVisionModel",
+    "Segmentation",
+    "__version__",
+    "default_checkpoint",
+    "draw_segmentation",
+    "load_checkpoint",
+    "push_to_hub",
+    "read_photo",
+    "save_for_hub",
+    "segment",
+]

@@ -1,0 +1,170 @@
+"""Configuration of EfficientSAM: the image encoder, the prompt encoder, the mask decoder and the whole."""
+
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class EfficientSamVisionConfig(PreTrainedConfig):
+    """The plain ViT that sees the picture. The defaults are EfficientSAM-Ti's.
+
+    Args:
+        image_size: Side in pixels of the square that pictures are stretched to.
+        pretrain_image_size: Side in pixels that the stored position table belongs to; other grids get it interpolated.
+        output_channels: Channels of the image embeddings; the width of the prompt encoder and the mask decoder.
+        window_size: Side in patches of the attention windows; 0 means that every layer sees the whole picture.
+        global_attention_layers: Layers that see the whole picture although `window_size` is set.
+    """
+
+    model_type = "efficientsam_vision_model"
+    base_config_key = "vision_config"
+
+    image_size: int = 1024
+    pretrain_image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 192
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 3
+    mlp_ratio: float | int = 4.0
+    qkv_bias: bool = True
+    output_channels: int = 256
+    window_size: int = 0
+    global_attention_layers: list[int] | tuple[int, ...] = ()
+    hidden_act: str = "gelu"
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+    @property
+    def mlp_dim(self) -> int:
+        """Width of the hidden layer of the layers' MLPs."""
+        return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def position_grid_size(self) -> int:
+        """Side in patches of the stored position table: 14 for the released weights."""
+        return self.pretrain_image_size // self.patch_size
+
+
+@strict
+class EfficientSamPromptEncoderConfig(PreTrainedConfig):
+    """How points, boxes and masks become tokens. The defaults say what the released weights were taught.
+
+    Args:
+        max_prompt_points: Slots of a prompt; a point takes one, a box two, the rest hold the trained "no point" token.
+        negative_points: Whether background clicks (label 0) were trained. Without it a label 0 has no embedding.
+        mask_prompts: Whether earlier mask logits were trained as a prompt.
+        mask_input_channels: Width of the convolutions that read a mask prompt.
+        position_scale: Standard deviation of the positional encodings' random frequencies when training starts anew;
+            a checkpoint brings its own. Smaller makes places easier to find, and close ones harder to tell apart.
+    """
+
+    model_type = "efficientsam_prompt_encoder"
+    base_config_key = "prompt_encoder_config"
+
+    hidden_size: int = 256
+    max_prompt_points: int = 6
+    negative_points: bool = False
+    mask_prompts: bool = False
+    mask_input_channels: int = 16
+    position_scale: float | int = 1.0
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+
+@strict
+class EfficientSamMaskDecoderConfig(PreTrainedConfig):
+    """The two-way transformer that turns prompt tokens and image embeddings into masks.
+
+    Args:
+        attention_downsample_rate: Cross-attention works at `hidden_size` divided by this.
+        upscaling_channels: Widths of the two transposed convolutions that enlarge the embedding four times.
+        num_multimask_outputs: Masks offered for an ambiguous prompt.
+        iou_head_depth: Linear layers in the head that predicts each mask's IoU.
+        single_mask_token: Whether mask token 0 was trained to answer alone. The released weights' was not, so that
+            "a single mask" means the best of `num_multimask_outputs` by predicted IoU.
+    """
+
+    model_type = "efficientsam_mask_decoder"
+    base_config_key = "mask_decoder_config"
+
+    hidden_size: int = 256
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 8
+    attention_downsample_rate: int = 2
+    mlp_dim: int = 2048
+    upscaling_channels: list[int] | tuple[int, ...] = (64, 32)
+    num_multimask_outputs: int = 3
+    iou_head_depth: int = 3
+    iou_head_hidden_dim: int = 256
+    single_mask_token: bool = False
+    hidden_act: str = "gelu"
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    @property
+    def num_mask_tokens(self) -> int:
+        """The single-mask token and one token for each mask of an ambiguous prompt."""
+        return self.num_multimask_outputs + 1
+
+
+@strict
+class EfficientSamConfig(PreTrainedConfig):
+    """The whole model; each part may be given as a config, a dict of its fields, or left out for EfficientSAM-Ti's.
+
+    Raises:
+        ValueError: if the three parts do not have one embedding width.
+
+    Example:
+        config = EfficientSamConfig(vision_config=VARIANTS["small"])
+    """
+
+    model_type = "efficientsam"
+    # transformers 5.17 and 5.23 fill in parts by different class attributes; both read this one to find them.
+    sub_configs: ClassVar[dict] = {
+        "vision_config": EfficientSamVisionConfig,
+        "prompt_encoder_config": EfficientSamPromptEncoderConfig,
+        "mask_decoder_config": EfficientSamMaskDecoderConfig,
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    prompt_encoder_config: dict | PreTrainedConfig | None = None
+    mask_decoder_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        for name, part in self.sub_configs.items():
+            given = getattr(self, name)
+            if given is None or isinstance(given, dict):
+                setattr(self, name, part(**(given or {})))
+        widths = (
+            self.vision_config.output_channels,
+            self.prompt_encoder_config.hidden_size,
+            self.mask_decoder_config.hidden_size,
+        )
+        if len(set(widths)) > 1:
+            raise ValueError(
+                "vision_config.output_channels, prompt_encoder_config.hidden_size and mask_decoder_config.hidden_size "
+                f"must be equal, got {widths}"
+            )
+        super().__post_init__(**kwargs)
+
+
+# The encoder's fields that tell one published size from another (Xiong et al., section 4.1); Ti and S were released.
+VARIANTS = {
+    "tiny": {"hidden_size": 192, "num_attention_heads": 3},
+    "small": {"hidden_size": 384, "num_attention_heads": 6},
+    "base": {"hidden_size": 768, "num_attention_heads": 12},
+}
+
+__all__ = [
+    "VARIANTS",
+    "EfficientSamConfig",
+    "EfficientSamMaskDecoderConfig",
+    "EfficientSamPromptEncoderConfig",
+    "EfficientSamVisionConfig",
+]

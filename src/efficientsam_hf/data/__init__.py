@@ -1,0 +1,1 @@
+"""Pictures with masks, as they come on disk, made into what training takes."""

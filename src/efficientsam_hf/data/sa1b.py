@@ -1,0 +1,179 @@
+"""SA-1B as it ships: pairs of a JPEG and a JSON with COCO run-length masks, in folders or tar shards.
+
+The JSON is `{"image": {...}, "annotations": [{"area", "segmentation": {"size", "counts"}, ...}]}`. A folder holds the
+pairs side by side (`sa_1.jpg`, `sa_1.json`) or in `images/` and `annotations/`; a tar holds them side by side.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..masks_efficientsam import decode_rle
+from .augmentation import Augmentation
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Some bytes of a file: all of it, or one member of a tar."""
+
+    path: Path
+    offset: int = 0
+    size: int = -1
+
+    def read(self) -> bytes:
+        """The bytes, read anew each time: an open file would not survive the way into a worker."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and its annotations, read when asked for."""
+
+    name: str
+    image: Blob
+    annotations: Blob
+
+    def read_image(self) -> Image.Image:
+        """The picture in RGB, as stored (SA-1B's masks belong to the stored pixels, not to EXIF's orientation)."""
+        try:
+            return Image.open(io.BytesIO(self.image.read())).convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {error}") from error
+
+    def read_annotations(self) -> list[dict]:
+        """The records of the masks; their `segmentation` is still run-length encoded."""
+        try:
+            return json.loads(self.annotations.read())["annotations"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{self.name} in {self.annotations.path} has no readable annotations: {error}") from error
+
+
+def find_pairs(source: str | Path) -> list[Pair]:
+    """All pairs in a folder or a tar, sorted by name; a picture without its JSON, and the reverse, is left out.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `source`, or no pair in it.
+        ValueError: if it is a file, but no uncompressed tar.
+    """
+    source = Path(source)
+    if source.is_dir():
+        blobs = {str(path.relative_to(source)): Blob(path) for path in source.rglob("*") if path.is_file()}
+    elif source.is_file():
+        try:
+            with tarfile.open(source, "r:") as archive:
+                blobs = {item.name: Blob(source, item.offset_data, item.size) for item in archive if item.isfile()}
+        except tarfile.ReadError as error:
+            raise ValueError(f"{source} is no uncompressed tar of .jpg and .json pairs: {error}") from error
+    else:
+        raise FileNotFoundError(f"nothing at {source}: wanted a folder or a tar of .jpg and .json pairs")
+    images = {pair_name(name): blob for name, blob in blobs.items() if name.lower().endswith((".jpg", ".jpeg"))}
+    records = {pair_name(name): blob for name, blob in blobs.items() if name.endswith(".json")}
+    names = sorted(images.keys() & records.keys())
+    if not names:
+        raise FileNotFoundError(
+            f"no pair of .jpg and .json of one name in {source}: "
+            f"found {len(images)} pictures and {len(records)} JSON files"
+        )
+    return [Pair(name, images[name], records[name]) for name in names]
+
+
+def pair_name(name: str) -> str:
+    """What a picture and its JSON have in common: the path without suffix, `images` and `annotations`."""
+    path = Path(name).with_suffix("")
+    return "/".join(part for part in path.parts if part not in ("images", "annotations"))
+
+
+class Sa1bSamples(Dataset):
+    """Numbered training samples: number n is always the same source, picture, masks and augmentation for one seed.
+
+    A source is drawn first, then a picture, then masks, so that a source with many masks does not drown the others.
+    That a sample depends on nothing but its number makes stopping, resuming and dividing the work exact.
+
+    Args:
+        sources: Lists of pairs, each drawn with equal chance.
+        image_processor: Gives `pixel_values` of the training size.
+        length: How many samples there are to be.
+        masks_per_image: Masks of a sample; where a picture has fewer, the rest is unknown (-1) and costs nothing.
+        augmentation: Crops, flips and colours; None leaves the picture as it is.
+        seed: Start of all random choices.
+        first: Number of the first sample; resuming starts further on.
+        smallest_share: Masks that cover less of the picture are not used.
+        largest_share: Masks that cover more of the picture are not used (0.9 in SAM's recipe).
+    """
+
+    def __init__(
+        self,
+        sources: list[list[Pair]],
+        image_processor: Callable[..., dict[str, torch.Tensor]],
+        length: int,
+        masks_per_image: int = 64,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        first: int = 0,
+        smallest_share: float = 0.0,
+        largest_share: float = 0.9,
+    ):
+        self.sources = sources
+        self.image_processor = image_processor
+        self.length = length
+        self.masks_per_image = masks_per_image
+        self.augmentation = augmentation
+        self.seed = seed
+        self.first = first
+        self.smallest_share = smallest_share
+        self.largest_share = largest_share
+
+    def __len__(self) -> int:
+        return max(self.length - self.first, 0)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1."""
+        generator = np.random.default_rng((self.seed, self.first + index))
+        source = self.sources[generator.integers(len(self.sources))]
+        pair = source[generator.integers(len(source))]
+        image = np.asarray(pair.read_image())
+        masks = self.draw_masks(pair, image.shape[:2], generator)
+        if self.augmentation is not None:
+            image, masks = self.augmentation(image, masks, generator)
+        pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+        size = (pixel_values.shape[-2] // 4, pixel_values.shape[-1] // 4)
+        labels = torch.full((self.masks_per_image, *size), -1.0)
+        for number, mask in enumerate(self.shrink(masks, size)):
+            labels[number] = mask
+        return {"pixel_values": pixel_values, "labels": labels}
+
+    def draw_masks(self, pair: Pair, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+        """Random masks of fitting area of a picture of `size` (H, W) -> (masks, H, W) bool; none may fit."""
+        records = pair.read_annotations()
+        shares = np.array([record["area"] for record in records]) / (size[0] * size[1])
+        fitting = np.flatnonzero((shares >= self.smallest_share) & (shares <= self.largest_share))
+        chosen = generator.permutation(fitting)[: self.masks_per_image]
+        masks = np.zeros((len(chosen), *size), dtype=bool)
+        for number, index in enumerate(chosen):
+            mask = decode_rle(records[index]["segmentation"]).numpy()
+            # A turned or resized picture would otherwise be trained on masks of other places.
+            if mask.shape != size:
+                raise ValueError(f"{pair.name} in {pair.image.path}: a mask of {mask.shape} for a picture of {size}")
+            masks[number] = mask
+        return masks
+
+    def shrink(self, masks: np.ndarray, size: tuple[int, int]) -> list[torch.Tensor]:
+        """The masks at the training resolution, without those that cropping or shrinking left empty or too large."""
+        small = []
+        # One by one: as floats the masks of a large photo together would take a gigabyte.
+        for mask in torch.from_numpy(masks):
+            cells = (F.adaptive_avg_pool2d(mask[None].float(), size)[0] >= 0.5).float()
+            if 0 < cells.mean() <= self.largest_share:
+                small.append(cells)
+        return small

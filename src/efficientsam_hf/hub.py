@@ -1,0 +1,216 @@
+"""Folders ready for the Hugging Face Hub, and the checkpoint that comes with the package."""
+
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, ModelCard
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_MASK_GENERATION_MAPPING,
+    MODEL_FOR_PRETRAINING_MAPPING,
+    MODEL_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .configuration_efficientsam import EfficientSamConfig
+from .modeling_efficientsam import EfficientSamModel
+from .processing_efficientsam import EfficientSamProcessor
+
+# By which names a model may be asked for, and where transformers notes who answers.
+MAPPINGS = {
+    "AutoModel": MODEL_MAPPING,
+    "AutoModelForMaskGeneration": MODEL_FOR_MASK_GENERATION_MAPPING,
+    "AutoModelForPreTraining": MODEL_FOR_PRETRAINING_MAPPING,
+    "AutoModelForImageClassification": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    "AutoBackbone": MODEL_FOR_BACKBONE_MAPPING,
+}
+
+# What the Hub files a model by, unless the card says otherwise.
+CARD_DATA = {
+    "license": "apache-2.0",
+    "library_name": "transformers",
+    "pipeline_tag": "mask-generation",
+    "tags": ["efficientsam", "segment-anything"],
+}
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+DEFAULT_CHECKPOINT = "efficientsam-nano-512"
+
+
+def default_checkpoint() -> Path:
+    """The folder of the checkpoint that comes with the package, for every `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: if the package was installed without its data.
+    """
+    folder = CHECKPOINTS / DEFAULT_CHECKPOINT
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"wanted the package's default checkpoint, found no {missing[0]} in {folder}")
+    return folder
+
+
+def load_checkpoint(
+    source: str | Path | None = None, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto"
+) -> tuple[EfficientSamModel, EfficientSamProcessor]:
+    """A model ready to predict, and its processor.
+
+    Args:
+        source: Folder or Hub id; the checkpoint that comes with the package if None.
+        device: Where to; CUDA or Apple's GPU if there is one, else the CPU, if None.
+        dtype: Of the weights; "auto" is the checkpoint's own, but float32 on a CPU, which is slow or wrong in float16.
+
+    Raises:
+        ValueError: if `source` holds another kind of model, or not all of the weights.
+        OSError: if there is no such folder or Hub id.
+    """
+    source = str(default_checkpoint() if source is None else source)
+    found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if found != EfficientSamConfig.model_type:
+        raise ValueError(f"{source} holds a model of type {found!r}, wanted {EfficientSamConfig.model_type!r}")
+    device = device or torch.accelerator.current_accelerator() or torch.device("cpu")
+    dtype = torch.float32 if dtype == "auto" and torch.device(device).type == "cpu" else dtype
+    try:
+        model, report = EfficientSamModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError) as fault:
+        raise ValueError(f"{source}: its weights cannot be read: {str(fault).splitlines()[0]}") from fault
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"{source}: wanted all weights of its config, found none for {len(missing)}, as {missing[0]}")
+    return model.to(device).eval(), EfficientSamProcessor.from_pretrained(source)
+
+
+def save_for_hub(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | BaseImageProcessor,
+    folder: str | Path,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a folder that loads with `trust_remote_code=True` where this package is not installed.
+
+    In it are the weights, the configs, and every file of code that they need. The folder appears whole or not at all.
+
+    Args:
+        model: Any model of this package; all Auto classes that find it here will find it there.
+        processor: A processor, or an image processor for models without prompts.
+        folder: Where to; new or empty.
+        card: Markdown for README.md; front matter that it lacks is put above it.
+        overwrite: Take away all that is in `folder`, once the new one is complete.
+
+    Raises:
+        FileExistsError: if there is something in `folder`.
+        ValueError: if no Auto class knows the model.
+    """
+    names = auto_names(model)
+    with written_beside(Path(folder).resolve(), overwrite) as beside:
+        # Saving notes a single Auto class for each object, but keeps what was noted before: all of the model's here,
+        # and nothing from an earlier save.
+        model.config.auto_map = dict.fromkeys(names, f"{module_name(model)}.{type(model).__name__}")
+        processor.auto_map = {}
+        model.save_pretrained(beside)
+        processor.save_pretrained(beside)
+        if card is not None:
+            (beside / "README.md").write_text(with_front_matter(card), encoding="utf-8")
+    return Path(folder)
+
+
+def push_to_hub(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | BaseImageProcessor,
+    repo_id: str,
+    card: str | None = None,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload EfficientSAM",
+) -> str:
+    """Upload what `save_for_hub` writes, as one commit; the repository is made if there is none.
+
+    Args:
+        model: As for `save_for_hub`.
+        processor: As for `save_for_hub`.
+        repo_id: `name` or `organization/name`.
+        card: As for `save_for_hub`; without one, a README.md that is there stays.
+        private: Whether a new repository is; None leaves it to the account's or the organization's setting.
+        token: A token, True for the one that `hf auth login` stored, None for that one if there is one.
+        revision: Branch to commit to, made if there is none.
+        create_pr: Open a pull request instead of committing to the branch.
+        commit_message: First line of the commit.
+
+    Returns:
+        Address of the commit, or of the pull request.
+    """
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as room:
+        folder = save_for_hub(model, processor, Path(room) / "model", card)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return commit.pr_url or commit.commit_url
+
+
+def auto_names(model: PreTrainedModel) -> list[str]:
+    """The Auto classes that give this model's class for its config.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    names = [name for name, mapping in MAPPINGS.items() if mapping.get(type(model.config), None) is type(model)]
+    if not names:
+        raise ValueError(f"wanted a model registered with one of {', '.join(MAPPINGS)}, found {type(model).__name__}")
+    return names
+
+
+def module_name(model: PreTrainedModel) -> str:
+    """The file that defines the model's class, as the Hub knows it: without packages above it, without `.py`."""
+    return type(model).__module__.rpartition(".")[2]
+
+
+@contextmanager
+def written_beside(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` at the end, or vanishes if something is raised before.
+
+    Raises:
+        FileExistsError: if there is something in `folder` that may not be overwritten.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
+        raise FileExistsError(f"wanted a new or an empty folder (or overwrite=True), found {folder} with content")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as room:
+        new, old = Path(room) / "new", Path(room) / "old"
+        new.mkdir()
+        yield new
+        if folder.is_dir():
+            folder.rename(old)
+        new.rename(folder)
+
+
+def with_front_matter(text: str) -> str:
+    """The card with all of `CARD_DATA` in its front matter; what its author wrote there stays."""
+    card = ModelCard(text if text.startswith("---") else f"---\nlibrary_name: transformers\n---\n\n{text}")
+    for key, value in CARD_DATA.items():
+        if card.data.get(key) is None:
+            card.data[key] = value
+    return str(card)
+
+
+__all__ = ["default_checkpoint", "load_checkpoint", "push_to_hub", "save_for_hub"]

@@ -1,0 +1,98 @@
+"""The loss of promptable segmentation: focal, dice and predicted IoU, on the mask that comes nearest.
+
+B images, Q prompts an image, M masks a prompt. A label pixel is 1 on the object, 0 off it, below 0 where nobody knows:
+such pixels cost nothing, and a prompt without a known pixel (padding) drops out of the mean.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Bring labels to the masks' resolution by area.
+
+    Args:
+        labels: (B, Q, H, W), values 1, 0, or below 0 for unknown.
+        size: (h, w) of the predicted masks.
+
+    Returns:
+        Targets (B, Q, h, w) of 0 and 1, and which pixels are known (B, Q, h, w), both float32.
+    """
+    known = (labels >= 0).float()
+    positive = (labels > 0).float()
+    if labels.shape[-2:] != size:
+        known = F.adaptive_avg_pool2d(known, size)
+        positive = F.adaptive_avg_pool2d(positive, size)
+    return (positive > 0.5 * known).float(), (known > 0.5).float()
+
+
+def mean_over_known(values: Tensor, known: Tensor) -> Tensor:
+    """Mean of `values` (..., h, w) over the pixels where `known` (..., h, w) is 1; 0 where none is."""
+    return (values * known).sum((-2, -1)) / known.sum((-2, -1)).clamp(min=1)
+
+
+def focal_loss(logits: Tensor, targets: Tensor, known: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss (Lin et al., 2017) averaged over known pixels: (..., h, w) each -> (...)."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    chances = logits.sigmoid()
+    missed = chances * (1 - targets) + (1 - chances) * targets
+    balance = alpha * targets + (1 - alpha) * (1 - targets)
+    return mean_over_known(balance * missed**gamma * cross_entropy, known)
+
+
+def dice_loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+    """One minus the soft Dice coefficient over known pixels, smoothed by one pixel: (..., h, w) each -> (...)."""
+    chances, targets = logits.sigmoid() * known, targets * known
+    overlap = 2 * (chances * targets).sum((-2, -1))
+    return 1 - (overlap + 1) / (chances.sum((-2, -1)) + targets.sum((-2, -1)) + 1)
+
+
+def true_iou(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+    """IoU of the masks that logits stand for, over known pixels: (..., h, w) each -> (...); 1 for two empty ones."""
+    predicted, wanted = (logits >= 0) & (known > 0), (targets > 0) & (known > 0)
+    intersection = (predicted & wanted).sum((-2, -1))
+    union = (predicted | wanted).sum((-2, -1))
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+
+
+def segmentation_loss(
+    pred_masks: Tensor,
+    iou_scores: Tensor,
+    labels: Tensor,
+    focal_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    iou_weight: float = 1.0,
+) -> dict[str, Tensor]:
+    """Blame only the mask nearest to the label (Kirillov et al., 2023, appendix A; weights 20 : 1 : 1).
+
+    Args:
+        pred_masks: Logits (B, Q, M, h, w).
+        iou_scores: Predicted IoU (B, Q, M).
+        labels: (B, Q, H, W), values 1, 0, or below 0 for unknown; any size, brought to (h, w).
+        focal_weight: Weight of the focal loss.
+        dice_weight: Weight of the dice loss.
+        iou_weight: Weight of the squared error of the predicted IoU.
+
+    Returns:
+        `loss`, the one to differentiate, and its unweighted parts `focal`, `dice`, `iou`, each a mean over the prompts
+        that have a known pixel.
+    """
+    targets, known = resize_labels(labels, (pred_masks.shape[-2], pred_masks.shape[-1]))
+    targets, known = targets[:, :, None].expand_as(pred_masks), known[:, :, None].expand_as(pred_masks)
+    logits = pred_masks.float()
+    focal, dice = focal_loss(logits, targets, known), dice_loss(logits, targets, known)
+    with torch.no_grad():
+        nearest = (focal_weight * focal + dice_weight * dice).argmin(-1, keepdim=True)
+        wanted_iou = true_iou(logits, targets, known)
+    parts = {"focal": focal, "dice": dice, "iou": (iou_scores.float() - wanted_iou) ** 2}
+    counted = known[:, :, 0].amax((-2, -1))
+    parts = {
+        name: (part.gather(-1, nearest)[..., 0] * counted).sum() / counted.sum().clamp(min=1)
+        for name, part in parts.items()
+    }
+    loss = focal_weight * parts["focal"] + dice_weight * parts["dice"] + iou_weight * parts["iou"]
+    return {"loss": loss, **parts}
+
+
+__all__ = ["dice_loss", "focal_loss", "mean_over_known", "resize_labels", "segmentation_loss", "true_iou"]

@@ -1,0 +1,778 @@
+"""EfficientSAM: encode the picture once, then turn each prompt into masks.
+
+B images, Q prompts an image, P slots a prompt, T tokens, M masks a prompt, C channels, h x w the embedding grid.
+
+Paper: Xiong et al., "EfficientSAM: Leveraged Masked Image Pretraining for Efficient Segment Anything", CVPR 2024.
+With converted weights the numbers are those of the authors' implementation (github.com/yformer/EfficientSAM).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_efficientsam import (
+    EfficientSamConfig,
+    EfficientSamMaskDecoderConfig,
+    EfficientSamPromptEncoderConfig,
+    EfficientSamVisionConfig,
+)
+from .loss_efficientsam import segmentation_loss
+
+# Labels of a slot. The first three are the user's; box corners get theirs inside the model.
+NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+
+@dataclass
+class EfficientSamVisionOutput(ModelOutput):
+    """What the image encoder gives.
+
+    Args:
+        last_hidden_state: Image embeddings after the neck, (B, output_channels, h, w).
+        hidden_states: Input of the first layer and output of each, (B, h, w, hidden_size), if asked for.
+        attentions: Attention weights of each layer, if asked for; only the eager implementation has them.
+    """
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class EfficientSamMaskDecoderOutput(ModelOutput):
+    """What the mask decoder gives.
+
+    Args:
+        iou_scores: Predicted IoU of each mask, (B, Q, M).
+        pred_masks: Mask logits, (B, Q, M, 4h, 4w).
+        mask_decoder_attentions: From tokens to image in each block, (B * Q, heads, T, h * w), if asked for.
+    """
+
+    iou_scores: Tensor | None = None
+    pred_masks: Tensor | None = None
+    mask_decoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class EfficientSamOutput(ModelOutput):
+    """What the whole model gives.
+
+    Args:
+        loss: Scalar, if `labels` were given.
+        iou_scores: Predicted IoU of each mask, (B, Q, M).
+        pred_masks: Mask logits at four times the embedding grid, (B, Q, M, 4h, 4w); 0 or more is the object.
+        image_embeddings: (B, C, h, w), to be given back for the next prompt on the same picture.
+        vision_hidden_states: As in `EfficientSamVisionOutput`, if asked for.
+        vision_attentions: As in `EfficientSamVisionOutput`, if asked for.
+        mask_decoder_attentions: As in `EfficientSamMaskDecoderOutput`, if asked for.
+    """
+
+    loss: Tensor | None = None
+    iou_scores: Tensor | None = None
+    pred_masks: Tensor | None = None
+    image_embeddings: Tensor | None = None
+    vision_hidden_states: tuple[Tensor, ...] | None = None
+    vision_attentions: tuple[Tensor, ...] | None = None
+    mask_decoder_attentions: tuple[Tensor, ...] | None = None
+
+
+class EfficientSamPreTrainedModel(PreTrainedModel):
+    """What all EfficientSAM models share: weights' first values and what transformers may do with them."""
+
+    config: EfficientSamConfig
+    base_model_prefix = "efficientsam"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["EfficientSamVisionLayer", "EfficientSamTwoWayBlock"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _keep_in_fp32_modules_strict = ["shared_image_embedding"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EfficientSamPositionalEmbedding):
+            init.normal_(module.gaussian_matrix, std=module.scale)
+        elif isinstance(module, EfficientSamVisionEmbeddings):
+            init.trunc_normal_(module.position_embedding, std=self.config.initializer_range)
+        elif isinstance(module, EfficientSamPromptEncoder | EfficientSamMaskDecoder):
+            # Tokens stand beside positional encodings of sines and cosines; a small start would take long to be heard.
+            for token in module.parameters(recurse=False):
+                init.normal_(token, std=1.0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bricks
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, the one that can show its weights: (N, heads, T, d) each -> (N, T, heads, d), weights."""
+    weights = query @ key.transpose(-2, -1) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class EfficientSamAttention(nn.Module):
+    """Multi-head attention through transformers' attention interface.
+
+    Queries (..., T, C), keys and values (..., S, C) -> (..., T, C) and the weights, if the implementation gives them.
+    Leading dimensions broadcast, so that what is shared is projected once.
+    """
+
+    is_causal = False
+
+    def __init__(
+        self,
+        config: EfficientSamVisionConfig | EfficientSamMaskDecoderConfig,
+        downsample_rate: int = 1,
+        input_bias: bool = True,
+    ):
+        super().__init__()
+        self.config = config
+        inner = config.hidden_size // downsample_rate
+        self.head_dim = inner // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
+        self.k_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
+        self.v_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
+        self.out_proj = nn.Linear(inner, config.hidden_size)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+        query = self.split_heads(self.q_proj(query), leading)
+        key = self.split_heads(self.k_proj(key), leading)
+        value = self.split_heads(self.v_proj(value), leading)
+        attention_function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_function(
+            self,
+            query,
+            key,
+            value,
+            attention_mask=None,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            is_causal=False,
+            **kwargs,
+        )
+        return self.out_proj(output.reshape(*leading, output.shape[1], -1)), weights
+
+    def split_heads(self, tokens: Tensor, leading: torch.Size) -> Tensor:
+        """(..., T, heads * d) -> (product of leading, heads, T, d)."""
+        tokens = tokens.expand(*leading, *tokens.shape[-2:])
+        return tokens.reshape(-1, tokens.shape[-2], tokens.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2)
+
+
+class EfficientSamMLP(nn.Module):
+    """Linear layers through the given widths, with an activation between them."""
+
+    def __init__(self, *widths: int, hidden_act: str):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.activation = ACT2FN[hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            hidden_states = self.activation(layer(hidden_states))
+        return self.layers[-1](hidden_states)
+
+
+class EfficientSamLayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, h, w)."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states.movedim(1, -1)).movedim(-1, 1)
+
+
+class EfficientSamPositionalEmbedding(nn.Module):
+    """Random Fourier features of coordinates (Tancik et al., 2020), in float32 whatever the model's dtype.
+
+    In bfloat16 a coordinate of a 1024-pixel picture is off by two pixels; so the matrix, too, never leaves float32.
+    """
+
+    gaussian_matrix: Tensor
+
+    def __init__(self, config: EfficientSamPromptEncoderConfig):
+        super().__init__()
+        self.scale = config.position_scale
+        self.register_buffer("gaussian_matrix", torch.zeros(2, config.hidden_size // 2))
+
+    def forward(self, coordinates: Tensor) -> Tensor:
+        """Coordinates x, y as fractions of the picture (..., 2) -> (..., C), float32."""
+        with torch.autocast(coordinates.device.type, enabled=False):
+            angles = 2 * math.pi * ((2 * coordinates.float() - 1) @ self.gaussian_matrix)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def grid(self, height: int, width: int) -> Tensor:
+        """The encoding of each cell's centre in a height x width grid, (height * width, C)."""
+        device = self.gaussian_matrix.device
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        return self(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        exact = self.gaussian_matrix
+        super()._apply(fn, recurse)
+        if self.gaussian_matrix.dtype != torch.float32 and not exact.is_meta:
+            self.gaussian_matrix = exact.to(self.gaussian_matrix.device, torch.float32)
+        return self
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Image encoder
+
+
+class EfficientSamVisionEmbeddings(nn.Module):
+    """Patches and their positions: (B, 3, H, W) -> (B, h, w, C)."""
+
+    def __init__(self, config: EfficientSamVisionConfig):
+        super().__init__()
+        self.grid_size = config.position_grid_size
+        self.patch_size = config.patch_size
+        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
+        # The first row is a class token's from pretraining, which the encoder does not use.
+        self.position_embedding = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, config.hidden_size))
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        sides = pixel_values.shape[2:]
+        if len(sides) != 2 or any(side < self.patch_size or side % self.patch_size for side in sides):
+            raise ValueError(
+                f"pixel_values must be (B, 3, H, W) with H and W multiples of {self.patch_size}, "
+                f"got {tuple(pixel_values.shape)}"
+            )
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).permute(0, 2, 3, 1)
+        return patches + self.positions(*patches.shape[1:3]).to(patches.dtype)
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """The position table brought to a height x width grid by bicubic interpolation, (1, height, width, C)."""
+        table = self.position_embedding[:, 1:].unflatten(1, (self.grid_size, self.grid_size))
+        if (height, width) == (self.grid_size, self.grid_size):
+            return table
+        table = table.permute(0, 3, 1, 2).float()
+        return F.interpolate(table, (height, width), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+
+
+def partition_windows(hidden_states: Tensor, size: int) -> Tensor:
+    """(B, h, w, C) -> (B, windows, size * size, C); the grid is padded with zeros to whole windows."""
+    height, width = hidden_states.shape[1:3]
+    hidden_states = F.pad(hidden_states, (0, 0, 0, -width % size, 0, -height % size))
+    windows = hidden_states.unflatten(2, (-1, size)).unflatten(1, (-1, size))
+    return windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def join_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
+    """The inverse of `partition_windows`: (B, windows, size * size, C) -> (B, height, width, C)."""
+    rows, columns = -(-height // size), -(-width // size)
+    hidden_states = windows.unflatten(1, (rows, columns)).unflatten(3, (size, size)).transpose(2, 3)
+    return hidden_states.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+
+
+class EfficientSamVisionLayer(GradientCheckpointingLayer):
+    """A pre-norm transformer block over the whole grid, or inside windows: (B, h, w, C) -> (B, h, w, C)."""
+
+    def __init__(self, config: EfficientSamVisionConfig, window_size: int):
+        super().__init__()
+        self.window_size = window_size
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = EfficientSamAttention(config, input_bias=config.qkv_bias)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = EfficientSamMLP(
+            config.hidden_size, config.mlp_dim, config.hidden_size, hidden_act=config.hidden_act
+        )
+
+    def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
+        hidden_states = hidden_states + self.attend(self.layer_norm1(hidden_states), **kwargs)
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+    def attend(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """Self-attention over all patches, or inside each window."""
+        height, width = hidden_states.shape[1:3]
+        if self.window_size:
+            tokens = partition_windows(hidden_states, self.window_size)
+            tokens = self.attention(tokens, tokens, tokens, **kwargs)[0]
+            return join_windows(tokens, self.window_size, height, width)
+        tokens = hidden_states.flatten(1, 2)
+        return self.attention(tokens, tokens, tokens, **kwargs)[0].unflatten(1, (height, width))
+
+
+class EfficientSamVisionNeck(nn.Module):
+    """Brings the encoder to the decoder's width: (B, h, w, C) -> (B, output_channels, h, w)."""
+
+    def __init__(self, config: EfficientSamVisionConfig):
+        super().__init__()
+        self.conv1 = nn.Conv2d(config.hidden_size, config.output_channels, kernel_size=1, bias=False)
+        self.layer_norm1 = EfficientSamLayerNorm2d(config.output_channels, eps=config.layer_norm_eps)
+        self.conv2 = nn.Conv2d(config.output_channels, config.output_channels, kernel_size=3, padding=1, bias=False)
+        self.layer_norm2 = EfficientSamLayerNorm2d(config.output_channels, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = self.layer_norm1(self.conv1(hidden_states.permute(0, 3, 1, 2)))
+        return self.layer_norm2(self.conv2(hidden_states))
+
+
+class EfficientSamVisionEncoder(EfficientSamPreTrainedModel):
+    """Plain ViT and neck: (B, 3, H, W) -> (B, output_channels, H / patch, W / patch)."""
+
+    config: EfficientSamVisionConfig
+    _can_record_outputs = {"hidden_states": EfficientSamVisionLayer, "attentions": EfficientSamAttention}
+
+    def __init__(self, config: EfficientSamVisionConfig):
+        super().__init__(config)
+        self.embeddings = EfficientSamVisionEmbeddings(config)
+        self.layers = nn.ModuleList(
+            EfficientSamVisionLayer(config, 0 if index in config.global_attention_layers else config.window_size)
+            for index in range(config.num_hidden_layers)
+        )
+        self.neck = EfficientSamVisionNeck(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer that reads the pixels, where transformers asks for it."""
+        return self.embeddings.patch_embedding
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> EfficientSamVisionOutput:
+        hidden_states = self.embeddings(pixel_values)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return EfficientSamVisionOutput(last_hidden_state=self.neck(hidden_states))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Prompt encoder
+
+
+class EfficientSamMaskEmbedding(nn.Module):
+    """Reads mask logits as a prompt, as SAM does: (N, 1, 4h, 4w) -> (N, C, h, w)."""
+
+    def __init__(self, config: EfficientSamPromptEncoderConfig):
+        super().__init__()
+        channels = config.mask_input_channels
+        self.conv1 = nn.Conv2d(1, channels // 4, kernel_size=2, stride=2)
+        self.layer_norm1 = EfficientSamLayerNorm2d(channels // 4, eps=config.layer_norm_eps)
+        self.conv2 = nn.Conv2d(channels // 4, channels, kernel_size=2, stride=2)
+        self.layer_norm2 = EfficientSamLayerNorm2d(channels, eps=config.layer_norm_eps)
+        self.conv3 = nn.Conv2d(channels, config.hidden_size, kernel_size=1)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, masks: Tensor) -> Tensor:
+        hidden_states = self.activation(self.layer_norm1(self.conv1(masks)))
+        hidden_states = self.activation(self.layer_norm2(self.conv2(hidden_states)))
+        return self.conv3(hidden_states)
+
+
+class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
+    """Points and box corners become tokens, a mask becomes an image-wide embedding."""
+
+    config: EfficientSamPromptEncoderConfig
+
+    def __init__(self, config: EfficientSamPromptEncoderConfig):
+        super().__init__(config)
+        self.no_point = nn.Parameter(torch.zeros(1, config.hidden_size))
+        self.foreground = nn.Parameter(torch.zeros(1, config.hidden_size))
+        self.box_top_left = nn.Parameter(torch.zeros(1, config.hidden_size))
+        self.box_bottom_right = nn.Parameter(torch.zeros(1, config.hidden_size))
+        if config.negative_points:
+            self.background = nn.Parameter(torch.zeros(1, config.hidden_size))
+        if config.mask_prompts:
+            self.no_mask = nn.Parameter(torch.zeros(1, config.hidden_size))
+            self.mask_embedding = EfficientSamMaskEmbedding(config)
+        self.post_init()
+
+    def forward(self, positional_embedding: nn.Module, points: Tensor, labels: Tensor, size: Tensor) -> Tensor:
+        """Points (B, Q, P, 2) in pixels of a picture of `size` (width, height), labels (B, Q, P) -> (B, Q, slots, C).
+
+        The released weights expect exactly `max_prompt_points` tokens: free slots hold the trained "no point" token.
+        """
+        free = self.config.max_prompt_points - points.shape[2]
+        if free < 0:
+            raise ValueError(
+                f"a prompt has {self.config.max_prompt_points} slots (a point takes one, a box two), "
+                f"got {points.shape[2]}"
+            )
+        labels = F.pad(labels, (0, free), value=NO_POINT)
+        points = F.pad(points.float(), (0, 0, 0, free)).masked_fill((labels == NO_POINT)[..., None], -1.0)
+        tokens = positional_embedding((points + 0.5) / size)
+        for label, embedding in self.label_embeddings():
+            tokens = tokens + (labels == label)[..., None] * embedding
+        return tokens.to(self.no_point.dtype)
+
+    def label_embeddings(self) -> list[tuple[int, Tensor]]:
+        """What each label adds. Without trained background clicks label 0 adds nothing, as in the released weights."""
+        embeddings: list[tuple[int, Tensor]] = [
+            (NO_POINT, self.no_point),
+            (FOREGROUND, self.foreground),
+            (BOX_TOP_LEFT, self.box_top_left),
+            (BOX_BOTTOM_RIGHT, self.box_bottom_right),
+        ]
+        if self.config.negative_points:
+            embeddings.append((BACKGROUND, self.background))
+        return embeddings
+
+    def embed_masks(self, masks: Tensor | None) -> Tensor | None:
+        """Mask logits (B, Q, 4h, 4w) -> what they add to the image tokens, (B, Q, h * w, C); without masks (1, C)."""
+        if not self.config.mask_prompts:
+            return None
+        if masks is None:
+            return self.no_mask
+        embedded = self.mask_embedding(masks.flatten(0, 1)[:, None].to(self.no_mask.dtype))
+        return embedded.flatten(2).transpose(1, 2).unflatten(0, masks.shape[:2])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Mask decoder
+
+
+class EfficientSamTwoWayBlock(GradientCheckpointingLayer):
+    """Tokens look at each other, at the image, think, and the image looks back.
+
+    Unlike SAM's block, token positions enter the residual stream here (in every block but the first), and the first
+    block keeps its residual.
+    """
+
+    def __init__(self, config: EfficientSamMaskDecoderConfig, is_first: bool):
+        super().__init__()
+        self.is_first = is_first
+        self.self_attention = EfficientSamAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.token_to_image = EfficientSamAttention(config, config.attention_downsample_rate)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = EfficientSamMLP(
+            config.hidden_size, config.mlp_dim, config.hidden_size, hidden_act=config.hidden_act
+        )
+        self.layer_norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.image_to_token = EfficientSamAttention(config, config.attention_downsample_rate)
+        self.layer_norm4 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self, tokens: Tensor, image: Tensor, token_positions: Tensor, image_positions: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, Q, T, C), image (B, Q or 1, h * w, C) and their positions -> both, updated."""
+        if not self.is_first:
+            tokens = tokens + token_positions
+        tokens = self.layer_norm1(tokens + self.self_attention(tokens, tokens, tokens, **kwargs)[0])
+        keys = image + image_positions
+        tokens = self.layer_norm2(tokens + self.token_to_image(tokens + token_positions, keys, image, **kwargs)[0])
+        tokens = self.layer_norm3(tokens + self.mlp(tokens))
+        image = self.layer_norm4(image + self.image_to_token(keys, tokens + token_positions, tokens, **kwargs)[0])
+        return tokens, image
+
+
+class EfficientSamTwoWayTransformer(nn.Module):
+    """Tokens and image inform each other; the tokens have the last look."""
+
+    def __init__(self, config: EfficientSamMaskDecoderConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            EfficientSamTwoWayBlock(config, is_first=index == 0) for index in range(config.num_hidden_layers)
+        )
+        self.final_token_to_image = EfficientSamAttention(config, config.attention_downsample_rate)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, tokens: Tensor, image: Tensor, image_positions: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Tokens (B, Q, T, C), image (B, 1 or Q, h * w, C) -> tokens (B, Q, T, C), image (B, Q, h * w, C)."""
+        token_positions = tokens
+        for block in self.blocks:
+            tokens, image = block(tokens, image, token_positions, image_positions, **kwargs)
+        looked = self.final_token_to_image(tokens + token_positions, image + image_positions, image, **kwargs)[0]
+        return self.final_layer_norm(tokens + looked), image
+
+
+class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
+    """Prompt tokens and image embeddings become masks and how good they are."""
+
+    config: EfficientSamMaskDecoderConfig
+    _can_record_outputs = {
+        "mask_decoder_attentions": OutputRecorder(EfficientSamAttention, index=1, layer_name="token_to_image")
+    }
+
+    def __init__(self, config: EfficientSamMaskDecoderConfig):
+        super().__init__(config)
+        width, (width1, width2) = config.hidden_size, config.upscaling_channels
+        self.iou_token = nn.Parameter(torch.zeros(1, width))
+        self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, width))
+        self.transformer = EfficientSamTwoWayTransformer(config)
+        self.upscale_conv1 = nn.ConvTranspose2d(width, width1, kernel_size=2, stride=2)
+        # One group: the mean and variance run over all channels and pixels of a prompt's embedding.
+        self.upscale_norm = nn.GroupNorm(1, width1)
+        self.upscale_conv2 = nn.ConvTranspose2d(width1, width2, kernel_size=2, stride=2)
+        self.activation = ACT2FN[config.hidden_act]
+        self.hypernetworks = nn.ModuleList(
+            EfficientSamMLP(width, width, width, width2, hidden_act=config.hidden_act)
+            for _ in range(config.num_mask_tokens)
+        )
+        hidden = [config.iou_head_hidden_dim] * (config.iou_head_depth - 1)
+        self.iou_head = EfficientSamMLP(width, *hidden, config.num_mask_tokens, hidden_act=config.hidden_act)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_positions: Tensor,
+        prompts: Tensor,
+        dense: Tensor | None,
+        chosen: slice,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EfficientSamMaskDecoderOutput:
+        """Decode each prompt by itself.
+
+        Args:
+            image_embeddings: (B, C, h, w).
+            image_positions: (h * w, C).
+            prompts: (B, Q, P, C).
+            dense: What mask prompts add to the image, (B, Q, h * w, C) or (1, C), or None.
+            chosen: Which of the mask tokens answer.
+            **kwargs: Arguments of the attention function.
+        """
+        grid = image_embeddings.shape[-2:]
+        image = image_embeddings.flatten(2).transpose(1, 2)[:, None]
+        image = image if dense is None else image + dense
+        output_tokens = torch.cat([self.iou_token, self.mask_tokens]).expand(*prompts.shape[:2], -1, -1)
+        tokens = torch.cat([output_tokens, prompts], dim=2)
+        tokens, image = self.transformer(tokens, image, image_positions, **kwargs)
+        weights = self.mask_weights(tokens[:, :, 1 : 1 + self.config.num_mask_tokens], chosen)
+        upscaled = self.upscale(image.transpose(2, 3).flatten(0, 1).unflatten(-1, grid))
+        masks = (weights.flatten(0, 1) @ upscaled.flatten(2)).unflatten(0, prompts.shape[:2])
+        return EfficientSamMaskDecoderOutput(
+            iou_scores=self.iou_head(tokens[:, :, 0])[..., chosen],
+            pred_masks=masks.unflatten(-1, upscaled.shape[-2:]),
+        )
+
+    def mask_weights(self, mask_tokens: Tensor, chosen: slice) -> Tensor:
+        """Each chosen mask token's own network turns it into a filter: (B, Q, tokens, C) -> (B, Q, M, channels)."""
+        numbers = range(self.config.num_mask_tokens)[chosen]
+        return torch.stack([self.hypernetworks[number](mask_tokens[:, :, number]) for number in numbers], dim=2)
+
+    def upscale(self, image: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, channels, 4h, 4w)."""
+        image = self.activation(self.upscale_norm(self.upscale_conv1(image)))
+        return self.activation(self.upscale_conv2(image))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Whole models
+
+
+class EfficientSamVisionModel(EfficientSamPreTrainedModel):
+    """The image encoder alone; loads from a whole model's checkpoint too."""
+
+    config: EfficientSamVisionConfig
+    _keys_to_ignore_on_load_unexpected = [r"^prompt_encoder", r"^mask_decoder", r"^shared_image_embedding"]
+
+    def __init__(self, config: EfficientSamVisionConfig):
+        super().__init__(config)
+        self.vision_encoder = EfficientSamVisionEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer that reads the pixels, where transformers asks for it."""
+        return self.vision_encoder.get_input_embeddings()
+
+    def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> EfficientSamVisionOutput:
+        """Pictures (B, 3, H, W), normalised, H and W multiples of the patch size -> `EfficientSamVisionOutput`."""
+        return self.vision_encoder(pixel_values, **kwargs)
+
+
+class EfficientSamModel(EfficientSamPreTrainedModel):
+    """The paper's figure: an image encoder, a prompt encoder, a mask decoder."""
+
+    def __init__(self, config: EfficientSamConfig):
+        super().__init__(config)
+        self.shared_image_embedding = EfficientSamPositionalEmbedding(config.prompt_encoder_config)
+        self.vision_encoder = EfficientSamVisionEncoder(config.vision_config)
+        self.prompt_encoder = EfficientSamPromptEncoder(config.prompt_encoder_config)
+        self.mask_decoder = EfficientSamMaskDecoder(config.mask_decoder_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer that reads the pixels, where transformers asks for it."""
+        return self.vision_encoder.get_input_embeddings()
+
+    def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
+        """Pictures (B, 3, H, W) -> embeddings (B, C, h, w), once a picture, however many prompts follow."""
+        return self.vision_encoder(pixel_values, **kwargs).last_hidden_state
+
+    def get_image_wide_positional_embeddings(self, height: int, width: int) -> Tensor:
+        """Positional encodings of the embedding grid's cells, (height * width, C), float32."""
+        return self.shared_image_embedding.grid(height, width)
+
+    def get_prompt_embeddings(
+        self, input_points: Tensor | None, input_labels: Tensor | None, input_boxes: Tensor | None, size: Tensor
+    ) -> Tensor:
+        """Prompts in pixels of a picture of `size` (width, height) -> tokens (B, Q, max_prompt_points, C)."""
+        points, labels = gather_slots(input_points, input_labels, input_boxes)
+        return self.prompt_encoder(self.shared_image_embedding, points, labels, size)
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        image_embeddings: Tensor | None = None,
+        labels: Tensor | None = None,
+        multimask_output: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EfficientSamOutput:
+        """Encode, prompt, decode.
+
+        Args:
+            pixel_values: Pictures (B, 3, H, W), normalised, H and W multiples of the patch size.
+            input_points: (B, Q, P, 2) x, y in pixels of the H x W square; the processor scales them.
+            input_labels: (B, Q, P): 1 object, 0 background, -1 no point (padding). All 1 if left out.
+            input_boxes: (B, Q, 4) x0, y0, x1, y1 in the same pixels; four times -1 is no box (padding).
+            input_masks: Logits of an earlier answer, (B, Q, 4h, 4w), for configs with `mask_prompts`.
+            image_embeddings: (B, C, h, w), instead of `pixel_values`, for the next prompt on the same pictures.
+            labels: True masks (B, Q, any, any), 1, 0, or below 0 for unknown; give a loss (see `loss_efficientsam`).
+            multimask_output: All three masks of an ambiguous prompt, or the single best one.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, arguments of the attention function.
+
+        Returns:
+            `EfficientSamOutput`.
+
+        Raises:
+            ValueError: if the inputs do not fit together or ask for what the config does not have.
+        """
+        if (pixel_values is None) == (image_embeddings is None):
+            found = "neither" if pixel_values is None else "both"
+            raise ValueError(f"give either pixel_values or image_embeddings, got {found}")
+        vision = EfficientSamVisionOutput(last_hidden_state=image_embeddings)
+        if image_embeddings is None:
+            vision = self.vision_encoder(pixel_values, **kwargs)
+        embeddings = vision.last_hidden_state
+        decoded = self.decode(
+            embeddings, input_points, input_labels, input_boxes, input_masks, multimask_output, **kwargs
+        )
+        loss = None
+        if labels is not None:
+            loss = segmentation_loss(decoded.pred_masks, decoded.iou_scores, labels)["loss"]
+        return EfficientSamOutput(
+            loss=loss,
+            iou_scores=decoded.iou_scores,
+            pred_masks=decoded.pred_masks,
+            image_embeddings=embeddings,
+            vision_hidden_states=vision.hidden_states,
+            vision_attentions=vision.attentions,
+            mask_decoder_attentions=decoded.mask_decoder_attentions,
+        )
+
+    def decode(
+        self,
+        embeddings: Tensor,
+        input_points: Tensor | None,
+        input_labels: Tensor | None,
+        input_boxes: Tensor | None,
+        input_masks: Tensor | None,
+        multimask_output: bool,
+        **kwargs: Any,
+    ) -> EfficientSamMaskDecoderOutput:
+        """Embeddings (B, C, h, w) and prompts as in `forward` -> masks and their predicted IoU."""
+        height, width = embeddings.shape[-2:]
+        self.check_prompts(embeddings, input_points, input_boxes, input_masks)
+        patch = self.config.vision_config.patch_size
+        size = torch.tensor([width * patch, height * patch], device=embeddings.device, dtype=torch.float32)
+        if input_points is None and input_boxes is None:
+            input_boxes = embeddings.new_full((*input_masks.shape[:2], 4), -1.0)
+        prompts = self.get_prompt_embeddings(input_points, input_labels, input_boxes, size)
+        positions = self.get_image_wide_positional_embeddings(height, width).to(embeddings.dtype)
+        dense = self.prompt_encoder.embed_masks(input_masks)
+        single = not multimask_output and self.config.mask_decoder_config.single_mask_token
+        chosen = slice(0, 1) if single else slice(1, None)
+        decoded = self.mask_decoder(embeddings, positions, prompts, dense, chosen, **kwargs)
+        if not multimask_output and not single:
+            decoded.pred_masks, decoded.iou_scores = best_mask(decoded.pred_masks, decoded.iou_scores)
+        return decoded
+
+    def check_prompts(
+        self, embeddings: Tensor, points: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> None:
+        """Refuse prompts of the wrong shape, or never taught; the processor has looked at their values."""
+        batch, _, height, width = embeddings.shape
+        if points is None and boxes is None and masks is None:
+            raise ValueError("give input_points, input_boxes or input_masks: got no prompt")
+        if masks is not None and not self.config.prompt_encoder_config.mask_prompts:
+            raise ValueError("got input_masks, but this model never learnt mask prompts (config: mask_prompts=False)")
+        wanted = {"input_points": (points, (None, None, 2)), "input_boxes": (boxes, (None, 4))}
+        wanted["input_masks"] = (masks, (None, 4 * height, 4 * width))
+        for name, (tensor, shape) in wanted.items():
+            if tensor is None:
+                continue
+            fits = tensor.ndim == len(shape) + 1 and all(
+                want in (None, found) for want, found in zip((batch, *shape), tensor.shape, strict=True)
+            )
+            if not fits:
+                text = ", ".join(str(want or "*") for want in (batch, *shape))
+                raise ValueError(f"{name} must be ({text}), got {tuple(tensor.shape)}")
+
+
+def gather_slots(points: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Boxes become two labelled points, so that nothing further down knows of boxes.
+
+    Points (B, Q, P, 2), labels (B, Q, P), boxes (B, Q, 4) -> (B, Q, P + 2, 2), (B, Q, P + 2), box corners first.
+    """
+    slots = []
+    if boxes is not None:
+        corners = boxes.unflatten(-1, (2, 2))
+        corner_labels = torch.tensor([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], device=boxes.device).expand(corners.shape[:3])
+        is_padding = (boxes < 0).all(-1, keepdim=True)
+        slots.append((corners, corner_labels.masked_fill(is_padding, NO_POINT)))
+    if points is not None:
+        labels = torch.ones_like(points[..., 0], dtype=torch.long) if labels is None else labels
+        if labels.shape != points.shape[:-1]:
+            shapes = f"points {tuple(points.shape)}, labels {tuple(labels.shape)}"
+            raise ValueError(f"every point needs a label: got {shapes}")
+        slots.append((points, labels.long()))
+    all_points, all_labels = zip(*slots, strict=True)
+    return torch.cat(all_points, dim=2), torch.cat(all_labels, dim=2)
+
+
+def best_mask(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask with the highest predicted IoU: (B, Q, M, h, w), (B, Q, M) -> (B, Q, 1, h, w), (B, Q, 1)."""
+    best = scores.argmax(-1, keepdim=True)
+    return masks.take_along_dim(best[..., None, None], dim=2), scores.take_along_dim(best, dim=2)
+
+
+__all__ = [
+    "EfficientSamModel",
+    "EfficientSamOutput",
+    "EfficientSamPreTrainedModel",
+    "EfficientSamVisionModel",
+    "EfficientSamVisionOutput",
+]

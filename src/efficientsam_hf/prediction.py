@@ -1,0 +1,122 @@
+"""One photo and its prompts -> masks with scores, best first."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .masks_efficientsam import encode_rle, masks_to_boxes
+from .modeling_efficientsam import EfficientSamModel
+from .pictures_efficientsam import read_picture
+from .processing_efficientsam import EfficientSamProcessor
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What `segment` answers for Q objects of one H x W photo, M masks each, the best first.
+
+    Args:
+        masks: (Q, M, H, W), booleans.
+        scores: Predicted IoU, (Q, M), falling along M.
+        image_embeddings: (1, C, h, w), to be given to `segment` again for the next click on the same photo.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    image_embeddings: Tensor
+
+    def records(self) -> list[dict[str, Any]]:
+        """The best mask of each object as SA-1B and COCO store it.
+
+        Each has `id`, `segmentation` (COCO run lengths), `bbox` (x, y, width, height), `area` in pixels, and
+        `predicted_iou`.
+        """
+        records = []
+        for index, (mask, score) in enumerate(zip(self.masks[:, 0], self.scores[:, 0], strict=True)):
+            x0, y0, x1, y1 = masks_to_boxes(mask).tolist()
+            records.append(
+                {
+                    "id": index,
+                    "segmentation": encode_rle(mask),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": int(mask.sum()),
+                    "predicted_iou": round(float(score), 4),
+                }
+            )
+        return records
+
+
+@torch.inference_mode()
+def segment(
+    model: EfficientSamModel,
+    processor: EfficientSamProcessor,
+    image: Any,
+    points: Any = None,
+    labels: Any = None,
+    boxes: Any = None,
+    image_embeddings: Tensor | None = None,
+) -> Segmentation:
+    """Segment the objects that clicks and boxes point at.
+
+    Args:
+        model: On any device; its answer stays there.
+        processor: The model's.
+        image: PIL picture, array, tensor, path or URL.
+        points: One object's clicks, [[x, y], ...] in pixels of the photo; or a list of that, one entry an object.
+        labels: 1 on the object, 0 on the background, nested like `points` without the last level; all 1 if left out.
+        boxes: One box [x0, y0, x1, y1], or a list of them, one an object. With `points`, box and clicks of the same
+            place in the lists describe the same object; None stands for what an object does not have.
+        image_embeddings: Of an earlier answer on the same photo; saves the encoder's work.
+
+    Raises:
+        ValueError: for a prompt that cannot be meant, or that the weights never learnt (see `EfficientSamProcessor`).
+        FileNotFoundError: if there is no such file.
+    """
+    picture = read_picture(image)
+    prompts = {
+        "input_points": one_image(points, 3),
+        "input_labels": one_image(labels, 2),
+        "input_boxes": one_image(boxes, 2),
+    }
+    pictures = {"images": [picture]} if image_embeddings is None else {"original_sizes": [list(picture.shape[-2:])]}
+    inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
+    sizes = inputs.pop("original_sizes")
+    outputs = model(**inputs, image_embeddings=image_embeddings)
+    scores, order = outputs.iou_scores[0].float().sort(dim=-1, descending=True, stable=True)
+    low_resolution = outputs.pred_masks.take_along_dim(order[None, ..., None, None], dim=2)
+    masks = processor.post_process_masks(low_resolution, sizes)[0]
+    return Segmentation(masks, scores, outputs.image_embeddings)
+
+
+def read_photo(source: Any) -> Image.Image:
+    """A picture as `segment` sees it: upright, in RGB with 8 bits a channel.
+
+    Args:
+        source: PIL picture, array, tensor, path or URL.
+
+    Raises:
+        ValueError: if it is no picture.
+        FileNotFoundError: if there is no such file.
+    """
+    pixels = read_picture(source)
+    pixels = (pixels * 255).round() if pixels.is_floating_point() else pixels
+    return Image.fromarray(pixels.byte().permute(1, 2, 0).numpy())
+
+
+def one_image(prompt: Any, depth: int) -> list | None:
+    """One object's prompt, or several objects' (`depth` levels of nesting), as a list for one image."""
+    if prompt is None:
+        return None
+    prompt = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
+    return [prompt] if nesting(prompt) >= depth else [[prompt]]
+
+
+def nesting(value: Any) -> int:
+    """How deeply lists lie in each other, counted where they lie deepest."""
+    if hasattr(value, "ndim"):
+        return int(value.ndim)
+    if not isinstance(value, list | tuple):
+        return 0
+    return 1 + max(map(nesting, value), default=0)

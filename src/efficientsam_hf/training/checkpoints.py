@@ -1,0 +1,52 @@
+"""Numbered states of a training run: written whole or not at all, pruned, found again."""
+
+import re
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+
+class Checkpoints:
+    """States of a run in `folder/step_N`.
+
+    Args:
+        accelerator: Holds what was prepared for training; it writes and reads the states.
+        folder: Where the states live.
+        keep: How many of the newest to keep.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: str | Path, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep must be 1 or more, or the run could not be resumed; got {keep}")
+        self.accelerator = accelerator
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def found(self) -> list[tuple[int, Path]]:
+        """Step and folder of each complete state, oldest first."""
+        names = {path: re.fullmatch(r"step_(\d+)", path.name) for path in self.folder.glob("step_*")}
+        return sorted((int(name[1]), path) for path, name in names.items() if name)
+
+    def resume(self) -> int:
+        """Load the newest state, if any; the number of steps already done."""
+        if not (found := self.found()):
+            return 0
+        step, path = found[-1]
+        self.accelerator.load_state(str(path))
+        return step
+
+    def save(self, step: int) -> Path:
+        """Write the state after `step` steps and drop the oldest ones."""
+        path = self.folder / f"step_{step}"
+        # A state that was cut off while being written never gets a name that `found` takes.
+        partial = path.with_name(path.name + ".part")
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+            for _, old in self.found()[: -self.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+        return path

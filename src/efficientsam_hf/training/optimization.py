@@ -1,0 +1,44 @@
+"""Which parameters decay, and the curve of the learning rate: arithmetic, not objects."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay; biases, norms and single tokens do not."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    is_matrix = [max(parameter.shape, default=1) < parameter.numel() for parameter in trained]
+    return [
+        {"params": [p for p, matrix in zip(trained, is_matrix, strict=True) if matrix], "weight_decay": weight_decay},
+        {"params": [p for p, matrix in zip(trained, is_matrix, strict=True) if not matrix], "weight_decay": 0.0},
+    ]
+
+
+def warmup_linear(step: int, *, peak: float, warmup: int, total: int) -> float:
+    """Linear climb to `peak` over `warmup` steps, then a straight line to 0 at `total` (the paper's SA-1B stage)."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * max(total - step, 0) / max(total - warmup, 1)
+
+
+def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
+    """Linear climb to `peak` over `warmup` steps, then half a cosine down to `floor` at `total`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give all parameter groups this rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def seeded_generator(seed: int, step: int, rank: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator that depends on nothing but these numbers, so that a resumed run draws what it would have drawn."""
+    # All bits go into the lowest 32, which are all that torch's generator on CPU takes.
+    mixed = (seed * 1_000_003 + step) * 1_000_003 + rank
+    return torch.Generator(device).manual_seed(mixed % 2**63)

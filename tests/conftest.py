@@ -1,0 +1,81 @@
+"""What all tests share: a model small enough to be instant, a synthetic photo, and where the large data is."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from efficientsam_hf import EfficientSamConfig, EfficientSamModel
+
+REPOSITORY = Path(__file__).parents[1]
+# Photos with masks and the official code's answers, too large for the repository; what needs them skips without.
+SHARED = Path(os.environ.get("EFFICIENTSAM_SHARED", REPOSITORY.parent / "shared"))
+
+
+def tiny_config(**prompt_encoder) -> EfficientSamConfig:
+    """64 pixels, 2 layers, 16 channels in the decoder."""
+    return EfficientSamConfig(
+        vision_config={
+            "image_size": 64,
+            "pretrain_image_size": 64,
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "output_channels": 16,
+        },
+        prompt_encoder_config={"hidden_size": 16, **prompt_encoder},
+        mask_decoder_config={
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "mlp_dim": 32,
+            "upscaling_channels": [8, 4],
+            "iou_head_hidden_dim": 16,
+        },
+    )
+
+
+def make_model(config: EfficientSamConfig, seed: int = 0) -> EfficientSamModel:
+    """A model with weights large enough that every part shows in the output."""
+    torch.manual_seed(seed)
+    model = EfficientSamModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+@pytest.fixture
+def config() -> EfficientSamConfig:
+    return tiny_config()
+
+
+@pytest.fixture
+def model(config: EfficientSamConfig) -> EfficientSamModel:
+    return make_model(config)
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """48 x 80: a red disc and a green box on noise."""
+    generator = np.random.default_rng(0)
+    image = generator.integers(90, 130, (48, 80, 3), dtype=np.uint8)
+    y, x = np.mgrid[:48, :80]
+    image[(y - 20) ** 2 + (x - 24) ** 2 < 144] = (220, 40, 30)
+    image[28:44, 50:74] = (30, 200, 60)
+    return image
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of photos and golden answers; tests that ask for it skip where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the photos and golden answers in {SHARED} (or EFFICIENTSAM_SHARED)")
+    return SHARED

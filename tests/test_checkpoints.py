@@ -1,0 +1,122 @@
+"""States of a run: what is resumed is what was saved, and nothing half-written is ever taken for whole."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+
+from efficientsam_hf.training.checkpoints import Checkpoints
+from efficientsam_hf.training.optimization import seeded_generator
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+class Run:
+    """A run, of which one process can have several here: nothing but the folder connects two of them."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        torch.manual_seed(id(self) % 1000)
+        self.accelerator = Accelerator(cpu=True)
+        model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 1))
+        if not folder.exists():
+            self.fill(model)
+        self.model, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+        self.checkpoints = Checkpoints(self.accelerator, folder, keep)
+        self.step = self.checkpoints.resume()
+
+    @staticmethod
+    def fill(model: nn.Module) -> None:
+        for number, parameter in enumerate(model.parameters()):
+            nn.init.normal_(parameter, generator=seeded_generator(0, number))
+
+    def train(self, steps: int) -> list[torch.Tensor]:
+        for _ in range(steps):
+            inputs = torch.randn(16, 4, generator=seeded_generator(7, self.step))
+            self.accelerator.backward((self.model(inputs) - inputs.prod(1, keepdim=True)).square().mean())
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.step += 1
+        return [parameter.detach().clone() for parameter in self.model.parameters()]
+
+
+def test_two_and_two_steps_are_four_bit_for_bit(tmp_path: Path):
+    whole = Run(tmp_path / "whole").train(4)
+    first = Run(tmp_path / "parts")
+    halfway = first.train(2)
+    first.checkpoints.save(first.step)
+    second = Run(tmp_path / "parts")
+    assert second.step == 2
+    parts = second.train(2)
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(whole, halfway, strict=True))
+
+
+def test_an_empty_or_missing_folder_starts_at_zero(tmp_path: Path):
+    assert Run(tmp_path).step == 0
+    assert Run(tmp_path / "missing").step == 0
+
+
+def test_the_newest_states_are_kept(tmp_path: Path):
+    run = Run(tmp_path / "run", keep=2)
+    for step in (9, 10, 11):
+        assert run.checkpoints.save(step) == tmp_path / "run" / f"step_{step}"
+    assert [step for step, _ in run.checkpoints.found()] == [10, 11]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step_10", "step_11"]
+    # By number, not by name: 9 comes before 10.
+    run.checkpoints.save(9)
+    assert Run(tmp_path / "run").step == 11
+
+
+def test_a_half_written_state_is_ignored(tmp_path: Path):
+    run = Run(tmp_path / "run")
+    run.train(1)
+    run.checkpoints.save(1)
+    for name in ("step_5.part", "step_x", "step_6_old"):
+        (tmp_path / "run" / name).mkdir()
+    assert Run(tmp_path / "run").step == 1
+
+
+def test_a_save_that_breaks_off_leaves_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = Run(tmp_path / "run", keep=1)
+    saved = run.train(1)
+    run.checkpoints.save(1)
+
+    def break_off(folder: str) -> None:
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.accelerator, "save_state", break_off)
+        run.train(1)
+        with pytest.raises(OSError, match="no space"):
+            run.checkpoints.save(2)
+    resumed = Run(tmp_path / "run")
+    assert resumed.step == 1
+    assert all(torch.equal(one, other) for one, other in zip(saved, resumed.model.parameters(), strict=True))
+    # Nor does the wreck stand in the way of the next attempt.
+    resumed.train(1)
+    resumed.checkpoints.save(2)
+    assert Run(tmp_path / "run").step == 2
+
+
+def test_a_step_may_be_saved_again(tmp_path: Path):
+    run = Run(tmp_path / "run")
+    run.checkpoints.save(3)
+    changed = run.train(1)
+    run.checkpoints.save(3)
+    resumed = Run(tmp_path / "run")
+    assert all(torch.equal(one, other) for one, other in zip(changed, resumed.model.parameters(), strict=True))
+
+
+def test_keeping_nothing_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"keep must be 1 or more.*got 0"):
+        Run(tmp_path, keep=0)

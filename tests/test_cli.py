@@ -1,0 +1,167 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, tiny_config
+from PIL import Image
+from typer.testing import CliRunner
+
+from efficientsam_cli import app
+from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamModel, EfficientSamProcessor, save_for_hub
+from efficientsam_hf.masks_efficientsam import decode_rle
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny model that knows no background clicks."""
+    model = make_model(tiny_config())
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    return str(save_for_hub(model, EfficientSamProcessor.from_model_config(model.config), folder))
+
+
+@pytest.fixture
+def room(tmp_path, photo, monkeypatch):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_predict_writes_overlay_and_records(room, checkpoint, photo):
+    result = run(
+        "predict", "photo.png", "--point", "24,20", "--point", "30,20,1", "--box", "50,28,74,44",
+        "--box", "10,8,40,30", "--model", checkpoint, "--output", "out/o.png", "--json", "out/j.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert Image.open("out/o.png").size == (80, 48)
+    content = json.loads(Path("out/j.json").read_text())
+    assert content["image"] == {"file_name": "photo.png", "width": 80, "height": 48}
+    assert len(content["annotations"]) == 3
+    assert all(decode_rle(record["segmentation"]).shape == (48, 80) for record in content["annotations"])
+    assert "out/o.png" in result.output
+    assert "out/j.json" in result.output
+    assert sorted(os.listdir("out")) == ["j.json", "o.png"]
+
+
+def test_predict_has_a_default_output(room, checkpoint):
+    assert run("predict", "photo.png", "--point", "24,20", "--model", checkpoint).exit_code == 0
+    assert Path("photo_overlay.png").exists()
+
+
+def seven_points():
+    return [word for x in range(7) for word in ("--point", f"{x},{x}")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.jpg", "--point", "1,2"], "missing.jpg"),
+        (["text.jpg", "--point", "1,2"], "text.jpg: cannot be read as a picture"),
+        (["cut.png", "--point", "1,2"], "cut.png: cannot be read as a picture"),
+        (["photo.png"], "at least one --point X,Y or --box"),
+        (["photo.png", "--point", "1"], "--point must be X,Y or X,Y,LABEL, got '1'"),
+        (["photo.png", "--point", "a,b"], "got 'a,b'"),
+        (["photo.png", "--box", "1,2,3"], "--box must be X0,Y0,X1,Y1, got '1,2,3'"),
+        (["photo.png", "--point", "900,2"], "900"),
+        (["photo.png", "--point", "-3,2"], "-3"),
+        (["photo.png", "--point", "nan,2"], "nan"),
+        (["photo.png", "--point", "1,2,5"], "wanted labels 1 (object), 0 (background)"),
+        (["photo.png", "--point", "1,2,0.5"], "found 0.5"),
+        (["photo.png", "--point", "1,2,0"], "never learnt background clicks"),
+        (["photo.png", *seven_points()], "at most 6 slots, found 7"),
+        (["photo.png", "--box", "40,8,10,30"], "40"),
+        (["photo.png", "--box", "10,8,10,30"], "10"),
+        (["photo.png", "--point", "1,2", "--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["photo.png", "--point", "1,2", "--model", "other"], "holds a model of type 'vit', wanted 'efficientsam'"),
+        (["photo.png", "--point", "1,2", "--model", "cut"], "its weights cannot be read"),
+        (["photo.png", "--point", "1,2", "--output", "photo.png/o.png"], "photo.png is a file, wanted a folder"),
+        (["photo.png", "--point", "1,2", "--output", "folder"], "folder is a folder, wanted a file"),
+        (["photo.png", "--point", "1,2", "--json", "photo.png/j.json"], "photo.png is a file"),
+    ],
+    ids=lambda value: "_".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(room, checkpoint, arguments, message):
+    Path("text.jpg").write_text("this is no picture")
+    Path("cut.png").write_bytes(Path("photo.png").read_bytes()[:900])
+    Path("folder").mkdir()
+    Path("other").mkdir()
+    Path("other/config.json").write_text('{"model_type": "vit"}')
+    Path("cut").mkdir()
+    for name in ("config.json", "processor_config.json"):
+        (Path("cut") / name).write_bytes((Path(checkpoint) / name).read_bytes())
+    Path("cut/model.safetensors").write_bytes((Path(checkpoint) / "model.safetensors").read_bytes()[:5000])
+    before = sorted(os.listdir())
+    model = [] if "--model" in arguments else ["--model", checkpoint]
+    result = run("predict", *arguments, *model)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.output.strip().splitlines() if line.startswith("efficientsam: ")]
+    assert len(lines) == 1, result.output
+    assert message in lines[0]
+    assert "Traceback" not in result.output
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(("limit", "message"), [(3000, "wanted at most 3000"), (1000, "could be decompression bomb")])
+def test_a_decompression_bomb_is_refused(room, checkpoint, monkeypatch, limit, message):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # Pillow itself refuses from twice the limit on
+    result = run("predict", "photo.png", "--point", "1,2", "--model", checkpoint)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_picture_cannot_be_written_where_there_is_no_place(room, checkpoint):
+    result = run("predict", "photo.png", "--point", "1,2", "--model", checkpoint, "--output", "/proc/o.png")
+    assert result.exit_code == 2
+    assert result.output.startswith("efficientsam: ")
+
+
+def test_convert_there_and_back(room):
+    from efficientsam_hf.conversion import to_official
+
+    torch.manual_seed(0)
+    fields = {"vision_config": {**VARIANTS["tiny"], "num_hidden_layers": 1}}
+    official = to_official(EfficientSamModel(EfficientSamConfig(**fields)).state_dict())
+    torch.save({"model": official}, "efficient_sam_vitt.pt")
+    assert run("convert", "efficient_sam_vitt.pt", "model").exit_code == 0
+    assert {"config.json", "model.safetensors", "processor_config.json"} <= set(os.listdir("model"))
+    assert EfficientSamProcessor.from_pretrained("model").max_prompt_points == 6
+    assert run("convert", "model", "back.pt").exit_code == 0
+    back = torch.load("back.pt", weights_only=True)["model"]
+    assert all(torch.equal(back[key], official[key]) for key in official)
+
+
+def test_convert_refuses_other_checkpoints(room):
+    Path("photo.pt").write_bytes(Path("photo.png").read_bytes())
+    for source in ("photo.pt", "missing.pt"):
+        result = run("convert", source, "out")
+        assert result.exit_code == 2
+        assert result.output.startswith("efficientsam: ")
+        assert len(result.output.strip().splitlines()) == 1
+        assert not Path("out").exists()
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; from efficientsam_cli import app; app(['--help'], standalone_mode=False);"
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "predict" in result.stdout
+    assert result.stdout.strip().endswith("False")
+
+
+def test_overlay_shows_the_mask(room, checkpoint, photo):
+    run("predict", "photo.png", "--box", "10,8,40,30", "--model", checkpoint, "--output", "o.png", "--json", "j.json")
+    record = json.loads(Path("j.json").read_text())["annotations"][0]
+    mask = decode_rle(record["segmentation"]).numpy()
+    drawn = np.asarray(Image.open("o.png")).astype(int)
+    if mask.any() and not mask.all():
+        assert np.abs(drawn - photo)[mask].mean() > 10

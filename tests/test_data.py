@@ -1,0 +1,350 @@
+"""SA-1B's layout, read from folders and shards: the same pairs, the right masks, and every sample exactly once."""
+
+import io
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from synthetic import encode_scene, make_folder, make_scene, make_tar, scene_files
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from efficientsam_hf.data.augmentation import Augmentation, jitter_colors
+from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
+from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
+from efficientsam_hf.masks_efficientsam import decode_rle
+
+WILD = Augmentation(smallest_crop=0.5, flip=0.5, color=0.3)
+
+
+@pytest.fixture
+def processor() -> EfficientSamImageProcessor:
+    return EfficientSamImageProcessor(size={"height": 64, "width": 64})
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    return make_tar(tmp_path / "sa_000000.tar", scene_files(3))
+
+
+def painted(mask: np.ndarray) -> np.ndarray:
+    """The picture (H, W, 3) that shows a mask, white on black."""
+    return np.repeat(255 * mask[..., None].astype(np.uint8), 3, axis=2)
+
+
+def contents(pair: Pair) -> tuple[bytes, list[dict]]:
+    return np.asarray(pair.read_image()).tobytes(), pair.read_annotations()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pairs
+
+
+@pytest.mark.parametrize("layout", ["flat", "parts", "tar", "deep"])
+def test_all_layouts_give_the_same_pairs(layout: str, tmp_path: Path):
+    files = scene_files(12)
+    make = {
+        "flat": lambda: make_folder(tmp_path / "set", files),
+        "parts": lambda: make_folder(tmp_path / "set", files, parts=True),
+        "tar": lambda: make_tar(tmp_path / "set.tar", files),
+        "deep": lambda: make_folder(tmp_path / "set" / "images" / "annotations", files).parents[1],
+    }
+    pairs = find_pairs(make[layout]())
+    assert [pair.name for pair in pairs] == sorted(f"sa_{number}" for number in range(12))
+    for pair in pairs:
+        number = int(pair.name.removeprefix("sa_"))
+        picture, annotations = encode_scene(number, *make_scene(number))
+        wanted = np.asarray(Image.open(io.BytesIO(picture))).tobytes()
+        assert contents(pair) == (wanted, json.loads(annotations)["annotations"])
+
+
+def test_one_picture_of_each_folder_may_have_the_same_name(tmp_path: Path):
+    for part in ("a", "b"):
+        make_folder(tmp_path / part, scene_files(1), parts=True)
+    assert [pair.name for pair in find_pairs(tmp_path)] == ["a/sa_0", "b/sa_0"]
+
+
+@pytest.mark.parametrize("missing", ["sa_1.jpg", "sa_1.json"])
+def test_half_a_pair_is_left_out(missing: str, tmp_path: Path):
+    files = scene_files(3)
+    del files[missing]
+    assert [pair.name for pair in find_pairs(make_tar(tmp_path / "set.tar", files))] == ["sa_0", "sa_2"]
+
+
+def test_masks_belong_to_the_stored_pixels(tmp_path: Path):
+    """A camera's note that the picture should be turned does not turn it: its masks would stay behind."""
+    image, masks = make_scene(0)
+    _, annotations = encode_scene(0, image, masks)
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image).save(turned, "JPEG", exif=exif)
+    pair = find_pairs(make_folder(tmp_path, {"a.jpg": turned.getvalue(), "a.json": annotations}))[0]
+    assert pair.read_image().size == (80, 60)
+
+
+def test_masks_survive_shard_and_run_lengths(shard: Path):
+    for number, pair in enumerate(find_pairs(shard)):
+        for mask, record in zip(make_scene(number)[1], pair.read_annotations(), strict=True):
+            assert np.array_equal(decode_rle(record["segmentation"]).numpy(), mask)
+
+
+def test_nothing_there_is_said(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"nothing at .*shard\.tar: wanted a folder or a tar"):
+        find_pairs(tmp_path / "shard.tar")
+
+
+def test_no_pair_is_said(tmp_path: Path):
+    make_folder(tmp_path, {"a.jpg": b"", "b.json": b"", "c.json": b"", "d.txt": b""})
+    with pytest.raises(FileNotFoundError, match=r"no pair .* in .*: found 1 pictures and 2 JSON files"):
+        find_pairs(tmp_path)
+
+
+def test_what_is_no_tar_is_said(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"set\.tgz is no uncompressed tar"):
+        find_pairs(make_tar(tmp_path / "set.tgz", scene_files(1), mode="w:gz"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all"])
+def test_a_spoilt_picture_is_named(content: bytes, tmp_path: Path, processor):
+    pairs = find_pairs(make_tar(tmp_path / "set.tar", {**scene_files(1), "sa_0.jpg": content}))
+    with pytest.raises(ValueError, match=r"sa_0 in .*set\.tar is no readable picture"):
+        Sa1bSamples([pairs], processor, length=1)[0]
+
+
+def test_a_picture_cut_short_is_named(tmp_path: Path, processor):
+    files = scene_files(1)
+    files["sa_0.jpg"] = files["sa_0.jpg"][:-400]
+    pairs = find_pairs(make_tar(tmp_path / "set.tar", files))
+    with pytest.raises(ValueError, match=r"sa_0 in .*set\.tar is no readable picture.*truncated"):
+        Sa1bSamples([pairs], processor, length=1)[0]
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}"])
+def test_spoilt_annotations_are_named(content: bytes, tmp_path: Path):
+    pairs = find_pairs(make_tar(tmp_path / "set.tar", {**scene_files(1), "sa_0.json": content}))
+    with pytest.raises(ValueError, match=r"sa_0 in .*set\.tar has no readable annotations"):
+        pairs[0].read_annotations()
+
+
+def test_masks_of_another_size_are_refused(tmp_path: Path, processor):
+    files = scene_files(1)
+    files["sa_0.jpg"] = encode_scene(0, *make_scene(0, height=80, width=60))[0]
+    pairs = find_pairs(make_folder(tmp_path, files))
+    with pytest.raises(ValueError, match=r"sa_0 in .*: a mask of \(60, 80\) for a picture of \(80, 60\)"):
+        Sa1bSamples([pairs], processor, length=1)[0]
+
+
+def test_real_annotations_fit_their_pictures(shared: Path):
+    pairs = find_pairs(shared / "data" / "coco_train")
+    assert len(pairs) > 250
+    for pair in pairs[::100]:
+        width, height = pair.read_image().size
+        for record in pair.read_annotations():
+            mask = decode_rle(record["segmentation"])
+            assert mask.shape == (height, width)
+            assert mask.sum() == record["area"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Samples
+
+
+def test_a_sample_is_pixels_and_masks(shard: Path, processor):
+    sample = Sa1bSamples([find_pairs(shard)], processor, length=1, masks_per_image=5)[0]
+    assert sample["pixel_values"].shape == (3, 64, 64)
+    assert sample["labels"].shape == (5, 16, 16)
+    assert {*sample["labels"].unique().tolist()} == {-1, 0, 1}
+    # The box and the disc; the pixel vanishes when shrunk, and nearly everything is too much.
+    assert [labels.max().item() for labels in sample["labels"]] == [1, 1, -1, -1, -1]
+
+
+def test_masks_go_through_shard_and_loader_unharmed(tmp_path: Path, processor):
+    """Made of whole cells of a picture that already has the training size, they come out as they went in."""
+    cells = np.random.default_rng(0).random((6, 16, 16)) < 0.3
+    masks = cells.repeat(4, axis=1).repeat(4, axis=2)
+    picture, annotations = encode_scene(0, painted(masks[0]), masks)
+    pairs = find_pairs(make_tar(tmp_path / "set.tar", {"a.jpg": picture, "a.json": annotations}))
+    labels = Sa1bSamples([pairs], processor, length=1, masks_per_image=6)[0]["labels"]
+    assert sorted(map(Tensor.tolist, labels)) == sorted(cells.astype(float).tolist())
+
+
+def test_samples_are_the_loss_s_labels(shard: Path, processor):
+    """As many real prompts as masks, and padding that the loss leaves out."""
+    labels = Sa1bSamples([find_pairs(shard)], processor, length=1, masks_per_image=7)[0]["labels"]
+    assert (labels >= 0).all((1, 2)).tolist() == [True] * 2 + [False] * 5
+    assert (labels == -1).all((1, 2)).tolist() == [False] * 2 + [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ({"largest_share": 1.0}, 3),
+        ({}, 2),
+        ({"smallest_share": 0.15}, 1),
+        ({"largest_share": 0.15, "smallest_share": 0.05}, 1),
+        ({"smallest_share": 0.5}, 0),
+    ],
+)
+def test_masks_beyond_the_limits_are_left_out(limits: dict, wanted: int, tmp_path: Path, processor):
+    y, x = np.mgrid[:60, :80]
+    masks = np.stack([x < 20, x < 10, (y == 3) & (x == 3), y < 59])  # 25 %, 13 %, a pixel, 98 %
+    picture, annotations = encode_scene(0, painted(masks[0]), masks)
+    pairs = find_pairs(make_folder(tmp_path, {"a.jpg": picture, "a.json": annotations}))
+    labels = Sa1bSamples([pairs], processor, length=1, masks_per_image=5, **limits)[0]["labels"]
+    assert (labels >= 0).all((1, 2)).sum() == wanted
+
+
+def test_masks_are_drawn_anew_for_every_sample(shard: Path, processor):
+    samples = Sa1bSamples([find_pairs(shard)[:1]], processor, length=20, masks_per_image=1, largest_share=1.0)
+    areas = {sample["labels"].clamp(min=0).sum().item() for sample in map(samples.__getitem__, range(20))}
+    # The box, the disc, nearly everything, and nothing where the pixel was drawn.
+    assert len(areas) == 4
+
+
+def test_sources_are_drawn_alike_however_large(tmp_path: Path, processor):
+    folders = []
+    for name, value, count in [("small", 0, 1), ("large", 255, 9)]:
+        picture, annotations = encode_scene(0, np.full((16, 16, 3), value, np.uint8), np.eye(16, dtype=bool)[None])
+        pairs = ({f"{n}.jpg": picture, f"{n}.json": annotations} for n in range(count))
+        folders.append(make_folder(tmp_path / name, {name: part for pair in pairs for name, part in pair.items()}))
+    samples = Sa1bSamples([find_pairs(folder) for folder in folders], processor, length=200)
+    share = np.mean([samples[n]["pixel_values"].mean().item() > 0 for n in range(200)])
+    assert share == pytest.approx(0.5, abs=0.1)
+
+
+def digest(sample: dict[str, Tensor]) -> tuple[bytes, bytes]:
+    return sample["pixel_values"].numpy().tobytes(), sample["labels"].numpy().tobytes()
+
+
+def test_a_sample_depends_on_seed_and_number_alone(shard: Path, processor):
+    pairs = find_pairs(shard)
+    samples = Sa1bSamples([pairs], processor, length=9, augmentation=WILD, seed=4)
+    wanted = [digest(samples[n]) for n in range(9)]
+    assert len(set(wanted)) == 9
+    torch.manual_seed(1), np.random.seed(1)
+    assert [digest(samples[n]) for n in reversed(range(9))] == wanted[::-1]
+    later = Sa1bSamples([pairs], processor, length=100, augmentation=WILD, seed=4, first=5)
+    assert [digest(later[n]) for n in range(4)] == wanted[5:]
+    other = Sa1bSamples([pairs], processor, length=9, augmentation=WILD, seed=5)
+    assert not {digest(other[n]) for n in range(9)} & set(wanted)
+
+
+@pytest.mark.parametrize(("first", "wanted"), [(0, 9), (5, 4), (9, 0), (12, 0)])
+def test_what_is_left_is_counted(first: int, wanted: int, shard: Path, processor):
+    assert len(Sa1bSamples([find_pairs(shard)], processor, length=9, first=first)) == wanted
+
+
+def drawn_by(samples: Sa1bSamples, rank: int, workers: int) -> list[list[tuple[bytes, bytes]]]:
+    """The batches of one of two processes, as Accelerate deals them out."""
+    loader = DataLoader(samples, batch_size=2, num_workers=workers)
+    loader = prepare_data_loader(loader, num_processes=2, process_index=rank, put_on_device=False)
+    return [
+        [digest(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)] for batch in loader
+    ]
+
+
+@pytest.fixture
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.usefixtures("_fresh_accelerator")
+def test_two_ranks_with_two_workers_draw_every_sample_once(shard: Path, processor):
+    pairs = find_pairs(shard)
+    samples = Sa1bSamples([pairs], processor, length=16, augmentation=WILD, masks_per_image=3)
+    wanted = [digest(samples[n]) for n in range(16)]
+    dealt = [drawn_by(samples, rank, workers=2) for rank in range(2)]
+    # A step's four samples are the next four numbers, two for each rank.
+    steps = [[sample for batch in step for sample in batch] for step in zip(*dealt, strict=True)]
+    assert [sample for step in steps for sample in step] == wanted
+    # Stopped after step 3, the rest comes to the same ranks in the same order.
+    rest = Sa1bSamples([pairs], processor, length=16, augmentation=WILD, masks_per_image=3, first=12)
+    assert [drawn_by(rest, rank, workers=0) for rank in range(2)] == [batches[3:] for batches in dealt]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Augmentation
+
+
+@pytest.fixture
+def mask() -> np.ndarray:
+    """(40, 50), like no turned, mirrored or moved version of itself."""
+    return np.random.default_rng(1).random((40, 50)) < 0.5
+
+
+def test_picture_and_masks_move_together(mask: np.ndarray):
+    generator = np.random.default_rng(0)
+    augment, shapes, mirrored = Augmentation(smallest_crop=0.6, flip=0.5), set(), 0
+    for _ in range(200):
+        image, masks = augment(painted(mask), np.stack([mask, ~mask]), generator)
+        assert np.array_equal(image[..., 0] > 127, masks[0])
+        assert np.array_equal(image[..., 0] < 127, masks[1])
+        shapes.add(masks[0].shape)
+        windows = np.lib.stride_tricks.sliding_window_view(mask, masks[0].shape)
+        straight, flipped = ((windows == part).all((-2, -1)).any() for part in (masks[0], masks[0][:, ::-1]))
+        assert straight != flipped
+        mirrored += flipped
+    assert {min(side) for side in zip(*shapes, strict=True)} == {24, 30}
+    assert {max(side) for side in zip(*shapes, strict=True)} == {40, 50}
+    assert 70 < mirrored < 130
+
+
+def test_crops_reach_every_edge(mask: np.ndarray):
+    generator = np.random.default_rng(0)
+    rows = np.repeat(np.arange(40)[:, None, None], 50, axis=1).repeat(3, axis=2).astype(np.uint8)
+    crops = [Augmentation(smallest_crop=0.5)(rows, mask[None], generator)[0][:, 0, 0] for _ in range(300)]
+    assert min(crop[0] for crop in crops) == 0
+    assert max(crop[-1] for crop in crops) == 39
+    assert all(after - before == 1 for crop in crops for before, after in pairwise(crop.astype(int)))
+
+
+def test_without_changes_nothing_changes(mask: np.ndarray):
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    same, masks = Augmentation()(image, mask[None], np.random.default_rng(0))
+    assert np.array_equal(same, image)
+    assert np.array_equal(masks, mask[None])
+    assert np.array_equal(jitter_colors(image, 1.0, 1.0, 1.0), image)
+
+
+def test_colors_change_pictures_only(mask: np.ndarray):
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    changed, masks = Augmentation(color=0.3)(image, mask[None], np.random.default_rng(0))
+    assert not np.array_equal(changed, image)
+    assert np.array_equal(masks, mask[None])
+    assert np.array_equal(image, np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+
+
+def test_colors_change_as_named():
+    image = np.array([[[100, 50, 30], [20, 40, 60]]], dtype=np.uint8)
+    assert jitter_colors(image, 2.0, 1.0, 1.0).tolist() == [[[200, 100, 60], [40, 80, 120]]]
+    assert jitter_colors(image, 1.0, 0.0, 1.0).tolist() == [[[50] * 3] * 2]
+    assert jitter_colors(image, 1.0, 1.0, 0.0).tolist() == [[[60] * 3, [40] * 3]]
+    assert jitter_colors(image, 9.0, 1.0, 1.0).max() == 255
+
+
+def test_the_same_generator_changes_alike(mask: np.ndarray):
+    first, second = (WILD(painted(mask), mask[None], np.random.default_rng(3)) for _ in range(2))
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_labels_show_what_the_picture_shows(tmp_path: Path, processor):
+    """From JPEG and run lengths to tensors, through crops and flips: the white of the picture is the mask."""
+    y, x = np.mgrid[:120, :90]
+    mask = ((y - 50) ** 2 + (x - 30) ** 2 < 600) | ((y > 70) & (x > 40) & (x < 80))
+    picture, annotations = encode_scene(0, painted(mask), mask[None])
+    pairs = find_pairs(make_folder(tmp_path, {"a.jpg": picture, "a.json": annotations}))
+    augment = Augmentation(smallest_crop=0.6, flip=0.5)
+    samples = Sa1bSamples([pairs], processor, length=30, masks_per_image=1, augmentation=augment)
+    for number in range(30):
+        sample = samples[number]
+        white = torch.nn.functional.avg_pool2d(sample["pixel_values"].mean(0, keepdim=True), 4)[0] > 0.2
+        labels = sample["labels"][0] > 0
+        assert (white & labels).sum() / (white | labels).sum() > 0.85

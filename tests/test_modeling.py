@@ -1,0 +1,300 @@
+import pytest
+import torch
+from conftest import make_model, tiny_config
+from torch.testing import assert_close
+
+from efficientsam_hf import EfficientSamModel, EfficientSamVisionModel
+from efficientsam_hf.modeling_efficientsam import join_windows, partition_windows
+
+POINTS = torch.tensor([[[[10.0, 20.0]], [[40.0, 50.0]]], [[[5.0, 60.0]], [[33.0, 7.0]]]])
+BOXES = torch.tensor(
+    [[[4.0, 8.0, 30.0, 40.0], [1.0, 2.0, 60.0, 50.0]], [[20.0, 8.0, 60.0, 61.0], [9.0, 9.0, 30.0, 31.0]]]
+)
+
+
+def same(left, right, **tolerance):
+    assert_close(left.pred_masks, right.pred_masks, **tolerance)
+    assert_close(left.iou_scores, right.iou_scores, **tolerance)
+
+
+def test_shapes(model, pixels):
+    outputs = model(pixels, input_points=POINTS)
+    assert outputs.pred_masks.shape == (2, 2, 3, 16, 16)
+    assert outputs.iou_scores.shape == (2, 2, 3)
+    assert outputs.image_embeddings.shape == (2, 16, 4, 4)
+    assert outputs.loss is None
+
+
+def test_embeddings_path_equals_pixels_path(model, pixels):
+    embeddings = model.get_image_embeddings(pixels)
+    same(model(image_embeddings=embeddings, input_points=POINTS), model(pixels, input_points=POINTS))
+
+
+def test_a_prompt_does_not_feel_its_neighbours(model, pixels):
+    among = model(pixels, input_points=POINTS)
+    alone = model(pixels, input_points=POINTS[:, :1])
+    assert_close(among.pred_masks[:, :1], alone.pred_masks)
+
+
+def test_an_image_does_not_feel_its_neighbours(model, pixels):
+    among = model(pixels, input_points=POINTS)
+    alone = model(pixels[1:], input_points=POINTS[1:])
+    assert_close(among.pred_masks[1:], alone.pred_masks)
+
+
+def test_padding_is_exact(model, pixels):
+    """Empty slots hold the trained "no point" token anyway, so that padding by hand changes nothing at all."""
+    padded = torch.cat([POINTS, torch.full((2, 2, 3, 2), 17.0)], dim=2)
+    labels = torch.tensor([1, -1, -1, -1]).expand(2, 2, 4)
+    same(
+        model(pixels, input_points=padded, input_labels=labels),
+        model(pixels, input_points=POINTS),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_a_box_is_its_two_corners(model, pixels):
+    corners = BOXES.unflatten(-1, (2, 2))
+    same(
+        model(pixels, input_boxes=BOXES),
+        model(pixels, input_points=corners, input_labels=torch.tensor([2, 3]).expand(2, 2, 2)),
+    )
+
+
+def test_a_padded_box_is_no_box(model, pixels):
+    none = torch.full((2, 2, 4), -1.0)
+    same(model(pixels, input_points=POINTS, input_boxes=none), model(pixels, input_points=POINTS))
+
+
+def test_points_and_boxes_together_differ_from_either(model, pixels):
+    both = model(pixels, input_points=POINTS, input_boxes=BOXES).pred_masks
+    assert not torch.allclose(both, model(pixels, input_points=POINTS).pred_masks)
+    assert not torch.allclose(both, model(pixels, input_boxes=BOXES).pred_masks)
+
+
+def test_order_of_points_does_not_matter(model, pixels):
+    two = torch.cat([POINTS, POINTS.flip(1)], dim=2)
+    same(model(pixels, input_points=two), model(pixels, input_points=two.flip(2)), rtol=1e-4, atol=1e-4)
+
+
+def test_background_points_need_a_config_that_learnt_them(pixels):
+    background = torch.zeros(2, 2, 1, dtype=torch.long)
+    silent = make_model(tiny_config())
+    taught = make_model(tiny_config(negative_points=True))
+    state = {name: tensor for name, tensor in taught.state_dict().items() if name != "prompt_encoder.background"}
+    silent.load_state_dict(state)
+    foreground = taught(pixels, input_points=POINTS)
+    same(foreground, silent(pixels, input_points=POINTS))
+    clicked_off = taught(pixels, input_points=POINTS, input_labels=background)
+    untyped = silent(pixels, input_points=POINTS, input_labels=background)
+    assert not torch.allclose(clicked_off.pred_masks, untyped.pred_masks)
+    with torch.no_grad():
+        taught.prompt_encoder.background.zero_()
+    same(taught(pixels, input_points=POINTS, input_labels=background), untyped)
+
+
+def test_mask_prompts_need_a_config_that_learnt_them(model, pixels):
+    masks = torch.randn(2, 2, 16, 16)
+    with pytest.raises(ValueError, match="never learnt mask prompts"):
+        model(pixels, input_points=POINTS, input_masks=masks)
+    taught = make_model(tiny_config(mask_prompts=True))
+    without = taught(pixels, input_points=POINTS).pred_masks
+    assert not torch.allclose(taught(pixels, input_points=POINTS, input_masks=masks).pred_masks, without)
+    assert taught(pixels, input_masks=masks).pred_masks.shape == (2, 2, 3, 16, 16)
+
+
+def test_single_mask_is_the_best_of_three_unless_token_0_was_trained(model, pixels):
+    three = model(pixels, input_points=POINTS)
+    single = model(pixels, input_points=POINTS, multimask_output=False)
+    assert_close(single.iou_scores[..., 0], three.iou_scores.max(-1).values)
+    best = three.iou_scores.argmax(-1)
+    assert_close(single.pred_masks[1, 0, 0], three.pred_masks[1, 0, best[1, 0]])
+    model.config.mask_decoder_config.single_mask_token = True
+    token0 = model(pixels, input_points=POINTS, multimask_output=False)
+    assert token0.pred_masks.shape == (2, 2, 1, 16, 16)
+    assert not torch.allclose(token0.pred_masks, single.pred_masks)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+def test_attention_implementations_agree(model, pixels, implementation):
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        eager = model(pixels, input_points=POINTS)
+        model.set_attn_implementation(implementation)
+        same(model(pixels, input_points=POINTS), eager, rtol=1e-4, atol=1e-4)
+
+
+def test_captured_outputs(model, pixels):
+    model.set_attn_implementation("eager")
+    outputs = model(pixels, input_points=POINTS, output_hidden_states=True, output_attentions=True)
+    assert [tuple(state.shape) for state in outputs.vision_hidden_states] == [(2, 4, 4, 24)] * 3
+    assert [tuple(weights.shape) for weights in outputs.vision_attentions] == [(2, 2, 16, 16)] * 2
+    assert [tuple(weights.shape) for weights in outputs.mask_decoder_attentions] == [(4, 2, 11, 16)] * 2
+    assert_close(outputs.vision_attentions[0].sum(-1), torch.ones(2, 2, 16))
+    assert model(pixels, input_points=POINTS).vision_hidden_states is None
+
+
+def test_tuple_output(model, pixels):
+    scores, masks, embeddings = model(pixels, input_points=POINTS, return_dict=False)
+    same_outputs = model(pixels, input_points=POINTS)
+    assert_close(scores, same_outputs.iou_scores)
+    assert_close(masks, same_outputs.pred_masks)
+    assert_close(embeddings, same_outputs.image_embeddings)
+
+
+def test_labels_give_a_loss_that_reaches_every_part(model, pixels):
+    model.train()
+    loss = model(pixels, input_points=POINTS, labels=torch.ones(2, 2, 16, 16)).loss
+    loss.backward()
+    untouched = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    # Mask token 0 is not asked for, so its network alone stays out.
+    assert all(name.startswith("mask_decoder.hypernetworks.0.") for name in untouched)
+    assert model.vision_encoder.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+    assert model.prompt_encoder.foreground.grad.abs().sum() > 0
+
+
+def test_gradient_checkpointing_changes_nothing(model, pixels):
+    model.train()
+    gradients = []
+    for switch in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
+        switch()
+        model.zero_grad()
+        model(pixels, input_points=POINTS).pred_masks.square().mean().backward()
+        gradients.append(model.vision_encoder.layers[0].mlp.layers[0].weight.grad.clone())
+    assert model.is_gradient_checkpointing
+    assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(model, pixels, dtype, tmp_path):
+    model.save_pretrained(tmp_path)
+    exact = model.shared_image_embedding.gaussian_matrix.clone()
+    wanted = model(pixels, input_points=POINTS).pred_masks
+    for half in (EfficientSamModel.from_pretrained(tmp_path, dtype=dtype), model.to(dtype)):
+        assert torch.equal(half.shared_image_embedding.gaussian_matrix, exact)
+        masks = half(pixels, input_points=POINTS, input_boxes=BOXES).pred_masks
+        assert masks.dtype == dtype
+        assert masks.isfinite().all()
+        masks = half(pixels, input_points=POINTS).pred_masks.float()
+        assert (masks - wanted).abs().mean() < 0.1 * wanted.std()
+
+
+def test_positional_encodings_stay_exact_in_bfloat16(model):
+    coordinates = torch.rand(100, 2)
+    exact = model.shared_image_embedding(coordinates)
+    half = model.to(torch.bfloat16)
+    assert torch.equal(half.shared_image_embedding(coordinates), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(half.shared_image_embedding(coordinates), exact)
+
+
+def test_saved_and_loaded_through_the_meta_device(model, pixels, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = EfficientSamModel.from_pretrained(tmp_path)
+    same(loaded(pixels, input_points=POINTS), model(pixels, input_points=POINTS), rtol=0, atol=0)
+    with torch.device("meta"):
+        assert EfficientSamModel(tiny_config()).shared_image_embedding.gaussian_matrix.is_meta
+
+
+def test_vision_model_loads_from_a_whole_checkpoint(model, pixels, tmp_path):
+    model.save_pretrained(tmp_path)
+    vision = EfficientSamVisionModel.from_pretrained(tmp_path)
+    assert_close(vision(pixels).last_hidden_state, model.get_image_embeddings(pixels))
+
+
+def test_fresh_weights_are_finite_and_seeded(pixels):
+    torch.manual_seed(3)
+    first = EfficientSamModel(tiny_config(negative_points=True, mask_prompts=True)).eval()
+    torch.manual_seed(3)
+    second = EfficientSamModel(tiny_config(negative_points=True, mask_prompts=True)).eval()
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert first.prompt_encoder.background.std() > 0.5
+    assert first(pixels, input_points=POINTS).pred_masks.isfinite().all()
+
+
+@pytest.mark.parametrize("side", [32, 96])
+def test_other_picture_sizes_by_interpolated_positions(model, side):
+    pixels = torch.randn(1, 3, side, side)
+    outputs = model(pixels, input_points=POINTS[:1])
+    assert outputs.pred_masks.shape == (1, 2, 3, side // 4, side // 4)
+    relative = model.shared_image_embedding((POINTS[:1] + 0.5) / 64)
+    moved = (POINTS[:1] + 0.5) / 64 * side - 0.5
+    prompts = model.get_prompt_embeddings(moved, None, None, torch.tensor([side, side]))
+    assert_close(prompts[:, :, :1] - model.prompt_encoder.foreground, relative, rtol=1e-4, atol=1e-4)
+
+
+def test_oblong_pictures(model):
+    outputs = model(torch.randn(1, 3, 32, 96), input_points=POINTS[:1])
+    assert outputs.image_embeddings.shape == (1, 16, 2, 6)
+    assert outputs.pred_masks.shape == (1, 2, 3, 8, 24)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 9), (3, 17)])
+def test_windows_come_back_where_they_were(height, width):
+    grid = torch.randn(2, height, width, 5)
+    windows = partition_windows(grid, 4)
+    assert windows.shape[2:] == (16, 5)
+    assert torch.equal(join_windows(windows, 4, height, width), grid)
+
+
+def test_windows_keep_far_patches_apart():
+    config = tiny_config()
+    config.vision_config.window_size = 2
+    pixels = torch.randn(1, 3, 64, 64)
+    changed = pixels.clone()
+    changed[..., 48:, 48:] += 1
+    windowed = make_model(config).vision_encoder
+    before, after = (windowed(image, output_hidden_states=True).hidden_states[-1] for image in (pixels, changed))
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert not torch.equal(before[:, 2:, 2:], after[:, 2:, 2:])
+    config.vision_config.global_attention_layers = (1,)
+    everywhere = make_model(config).vision_encoder
+    before, after = (everywhere(image, output_hidden_states=True).hidden_states[-1] for image in (pixels, changed))
+    assert not torch.equal(before[:, :2], after[:, :2])
+
+
+def test_compiles_without_a_break(model, pixels):
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        same(
+            compiled(pixels, input_points=POINTS, input_boxes=BOXES),
+            model(pixels, input_points=POINTS, input_boxes=BOXES),
+        )
+        single = compiled(pixels, input_points=POINTS, multimask_output=False)
+    assert single.pred_masks.shape[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "either pixel_values or image_embeddings, got neither"),
+        ({"pixel_values": torch.zeros(1, 3, 64, 64), "image_embeddings": torch.zeros(1, 16, 4, 4)}, "got both"),
+        ({"pixel_values": torch.zeros(1, 3, 60, 64)}, r"multiples of 16, got \(1, 3, 60, 64\)"),
+        ({"pixel_values": torch.zeros(1, 3, 64, 64)}, "got no prompt"),
+        (
+            {"pixel_values": torch.zeros(1, 3, 64, 64), "input_points": torch.zeros(1, 1, 2)},
+            r"input_points must be \(1, \*, \*, 2\), got \(1, 1, 2\)",
+        ),
+        (
+            {"pixel_values": torch.zeros(1, 3, 64, 64), "input_points": torch.zeros(2, 1, 1, 2)},
+            r"input_points must be \(1, \*, \*, 2\), got \(2, 1, 1, 2\)",
+        ),
+        (
+            {"pixel_values": torch.zeros(1, 3, 64, 64), "input_boxes": torch.zeros(1, 4)},
+            r"input_boxes must be \(1, \*, 4\), got \(1, 4\)",
+        ),
+        ({"pixel_values": torch.zeros(1, 3, 64, 64), "input_points": torch.zeros(1, 1, 7, 2)}, "6 slots .* got 7"),
+        (
+            {
+                "pixel_values": torch.zeros(1, 3, 64, 64),
+                "input_points": torch.zeros(1, 1, 2, 2),
+                "input_labels": torch.ones(1, 1, 3),
+            },
+            "every point needs a label",
+        ),
+    ],
+)
+def test_bad_input_names_what_was_found_and_what_was_wanted(model, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        model(**inputs)

@@ -1,0 +1,89 @@
+import json
+
+import pytest
+import torch
+from conftest import make_model, tiny_config
+from PIL import Image
+
+from efficientsam_hf import EfficientSamProcessor, segment
+from efficientsam_hf.masks_efficientsam import decode_rle
+
+
+@pytest.fixture
+def processor(config):
+    return EfficientSamProcessor.from_model_config(config)
+
+
+def test_best_mask_comes_first_at_the_photos_size(model, processor, photo):
+    answer = segment(model, processor, photo, points=[[24, 20], [30, 22]])
+    assert answer.masks.shape == (1, 3, 48, 80)
+    assert answer.masks.dtype == torch.bool
+    assert (answer.scores.diff(dim=-1) <= 0).all()
+    inputs = processor(photo, input_points=[[[[24, 20], [30, 22]]]])
+    sizes = inputs.pop("original_sizes")
+    outputs = model(**inputs)
+    best = int(outputs.iou_scores[0, 0].argmax())
+    assert torch.equal(answer.masks[0, 0], processor.post_process_masks(outputs.pred_masks, sizes)[0][0, best])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "objects"),
+    [
+        ({"points": [[24, 20]]}, 1),
+        ({"points": [[24, 20]], "labels": [1]}, 1),
+        ({"points": [[[24, 20]], [[60, 30], [62, 33]]]}, 2),
+        ({"points": [[[24, 20]], [[60, 30], [62, 33]]], "labels": [[1], [1, 1]]}, 2),
+        ({"boxes": [10, 8, 40, 30]}, 1),
+        ({"boxes": [[10, 8, 40, 30], [50, 28, 74, 44]]}, 2),
+        ({"points": [[24, 20]], "boxes": [10, 8, 40, 30]}, 1),
+        ({"points": [[[24, 20]], None], "boxes": [None, [50, 28, 74, 44]]}, 2),
+        ({"points": torch.tensor([[24.0, 20.0]])}, 1),
+    ],
+)
+def test_prompts_as_people_write_them(model, processor, photo, prompts, objects):
+    assert segment(model, processor, photo, **prompts).masks.shape == (objects, 3, 48, 80)
+
+
+def test_objects_together_are_as_each_alone(model, processor, photo):
+    both = segment(model, processor, photo, points=[[[24, 20]], None], boxes=[None, [50, 28, 74, 44]])
+    click = segment(model, processor, photo, points=[[24, 20]])
+    box = segment(model, processor, photo, boxes=[50, 28, 74, 44])
+    assert torch.equal(both.masks, torch.cat([click.masks, box.masks]))
+
+
+def test_a_second_click_on_the_stored_embedding(model, processor, photo, monkeypatch):
+    first = segment(model, processor, photo, points=[[24, 20]])
+    fresh = segment(model, processor, photo, points=[[60, 35]])
+    monkeypatch.setattr(model.vision_encoder, "forward", None)  # must not run again
+    second = segment(model, processor, photo, points=[[60, 35]], image_embeddings=first.image_embeddings)
+    assert torch.equal(second.masks, fresh.masks)
+
+
+def test_records_are_what_they_say(model, processor, photo):
+    answer = segment(model, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
+    records = json.loads(json.dumps(answer.records()))
+    assert [record["id"] for record in records] == [0, 1]
+    for record, mask in zip(records, answer.masks[:, 0], strict=True):
+        assert torch.equal(decode_rle(record["segmentation"]), mask)
+        assert record["area"] == mask.sum()
+        x, y, width, height = record["bbox"]
+        assert mask[y : y + height, x : x + width].sum() == mask.sum()
+
+
+def test_paths_and_pictures_alike(model, processor, photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    answers = [
+        segment(model, processor, source, points=[[24, 20]]).masks
+        for source in (photo, Image.fromarray(photo), tmp_path / "photo.png", str(tmp_path / "photo.png"))
+    ]
+    assert all(torch.equal(answers[0], other) for other in answers[1:])
+
+
+def test_labels_that_the_weights_never_learnt(processor, model, photo):
+    with pytest.raises(ValueError, match="never learnt background clicks"):
+        segment(model, processor, photo, points=[[24, 20]], labels=[0])
+    taught = make_model(tiny_config(negative_points=True))
+    answer = segment(
+        taught, EfficientSamProcessor.from_model_config(taught.config), photo, points=[[24, 20]], labels=[0]
+    )
+    assert answer.masks.shape == (1, 3, 48, 80)
