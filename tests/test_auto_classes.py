@@ -9,7 +9,7 @@ import torch
 from conftest import make_model, tiny_config
 from packaging.version import Version
 from transformers import AutoConfig, AutoModel, AutoModelForMaskGeneration, AutoProcessor
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, AutoImageProcessor
 
 import efficientsam_hf
 from efficientsam_hf import (
@@ -129,6 +129,8 @@ def test_one_image_processor_for_every_backend(backend, folder, photo):
     assert dict(processor.size) == {"height": 64, "width": 64}
     assert processor.antialias is True
     assert processor(photo, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+    # Without an entry of its own a backend falls back to another's class, with a warning.
+    assert backend is None or IMAGE_PROCESSOR_MAPPING[EfficientSamConfig][backend] is EfficientSamImageProcessor
 
 
 def test_image_processor_saved_alone(tmp_path):

@@ -2,7 +2,7 @@
 
 import io
 import json
-from itertools import pairwise
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from synthetic import encode_scene, make_folder, make_scene, make_tar, scene_fil
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from efficientsam_hf.data.augmentation import Augmentation, jitter_colors
+from efficientsam_hf.data.augmentation import Augmentation, draw_crop, jitter_colors
 from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
 from efficientsam_hf.masks_efficientsam import decode_rle
@@ -207,15 +207,26 @@ def test_masks_are_drawn_anew_for_every_sample(shard: Path, processor):
     assert len(areas) == 4
 
 
-def test_sources_are_drawn_alike_however_large(tmp_path: Path, processor):
-    folders = []
-    for name, value, count in [("small", 0, 1), ("large", 255, 9)]:
-        picture, annotations = encode_scene(0, np.full((16, 16, 3), value, np.uint8), np.eye(16, dtype=bool)[None])
-        pairs = ({f"{n}.jpg": picture, f"{n}.json": annotations} for n in range(count))
-        folders.append(make_folder(tmp_path / name, {name: part for pair in pairs for name, part in pair.items()}))
-    samples = Sa1bSamples([find_pairs(folder) for folder in folders], processor, length=200)
-    share = np.mean([samples[n]["pixel_values"].mean().item() > 0 for n in range(200)])
-    assert share == pytest.approx(0.5, abs=0.1)
+def test_masks_beyond_the_limits_take_no_place(tmp_path: Path, processor):
+    large, small, fitting = np.mgrid[:60, :80][0] < 59, np.eye(60, 80, dtype=bool), np.tri(60, 80, dtype=bool)
+    masks = np.stack([large, large, large, small, small, small, fitting])
+    picture, annotations = encode_scene(0, painted(masks[0]), masks)
+    pairs = find_pairs(make_folder(tmp_path, {"a.jpg": picture, "a.json": annotations}))
+    samples = Sa1bSamples([pairs], processor, length=10, masks_per_image=1, smallest_share=0.1)
+    assert all((samples[number]["labels"] >= 0).all() for number in range(10))
+
+
+def test_sources_are_drawn_alike_however_large_and_so_are_their_pictures(tmp_path: Path, processor):
+    shades = {"small": [0], "large": range(100, 190, 10)}
+    for name, values in shades.items():
+        for value in values:
+            scene = encode_scene(0, np.full((16, 16, 3), value, np.uint8), np.eye(16, dtype=bool)[None])
+            make_folder(tmp_path / name, dict(zip((f"{value}.jpg", f"{value}.json"), scene, strict=True)))
+    samples = Sa1bSamples([find_pairs(tmp_path / name) for name in shades], processor, length=300)
+    pictures = [samples[number]["pixel_values"] for number in range(300)]
+    counts = Counter(round(255 * (0.485 + 0.229 * picture[0].mean().item()), -1) for picture in pictures)
+    assert counts[0] == pytest.approx(150, abs=35)
+    assert {value: 0 < counts[value] < 40 for value in shades["large"]} == dict.fromkeys(shades["large"], True)
 
 
 def digest(sample: dict[str, Tensor]) -> tuple[bytes, bytes]:
@@ -297,13 +308,14 @@ def test_picture_and_masks_move_together(mask: np.ndarray):
     assert 70 < mirrored < 130
 
 
-def test_crops_reach_every_edge(mask: np.ndarray):
+def test_crops_fall_everywhere():
     generator = np.random.default_rng(0)
-    rows = np.repeat(np.arange(40)[:, None, None], 50, axis=1).repeat(3, axis=2).astype(np.uint8)
-    crops = [Augmentation(smallest_crop=0.5)(rows, mask[None], generator)[0][:, 0, 0] for _ in range(300)]
-    assert min(crop[0] for crop in crops) == 0
-    assert max(crop[-1] for crop in crops) == 39
-    assert all(after - before == 1 for crop in crops for before, after in pairwise(crop.astype(int)))
+    drawn = Counter((part.start, part.stop) for part in (draw_crop(4, 0.5, generator) for _ in range(3000)))
+    assert set(drawn) == {(0, 2), (1, 3), (2, 4), (0, 3), (1, 4), (0, 4)}
+    # Sizes 2 and 4 are rounded to half as often as 3; of one size all places are alike.
+    assert drawn[0, 4] == pytest.approx(750, abs=120)
+    assert drawn[0, 3] == pytest.approx(drawn[1, 4], abs=120)
+    assert drawn[0, 2] == pytest.approx(drawn[2, 4], abs=80)
 
 
 def test_without_changes_nothing_changes(mask: np.ndarray):
@@ -328,6 +340,8 @@ def test_colors_change_as_named():
     assert jitter_colors(image, 1.0, 0.0, 1.0).tolist() == [[[50] * 3] * 2]
     assert jitter_colors(image, 1.0, 1.0, 0.0).tolist() == [[[60] * 3, [40] * 3]]
     assert jitter_colors(image, 9.0, 1.0, 1.0).max() == 255
+    # 29.7 is rounded, or all would darken by half a level.
+    assert jitter_colors(np.full((1, 1, 3), 33, np.uint8), 0.9, 1.0, 1.0).tolist() == [[[30] * 3]]
 
 
 def test_the_same_generator_changes_alike(mask: np.ndarray):

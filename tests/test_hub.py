@@ -84,7 +84,7 @@ for job in jobs:
 # How a folder was written, and which Auto classes find a model in it. A plain save_pretrained notes one of them only.
 KINDS = {
     "save_for_hub": "AutoModel,AutoModelForMaskGeneration",
-    "save_pretrained": "AutoModelForMaskGeneration",
+    "save_pretrained": "AutoModel,AutoModelForMaskGeneration",
     "vision": "AutoModel",
 }
 REPO = "someone/tiny"

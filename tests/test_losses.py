@@ -85,11 +85,11 @@ def test_true_iou_counts_pixels():
 
 
 def test_labels_shrink_by_majority_of_known_pixels():
-    labels = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [-1, -1, 1, -1], [-1, 1, 1, -1]]).float()[None, None]
-    targets, known = resize_labels(labels, (2, 2))
-    # Three of four; two of four are no majority; one known of four is unknown; two known of four are too few.
-    assert targets[0, 0, 0].tolist() == [1, 0]
-    assert known[0, 0].tolist() == [[1, 1], [0, 0]]
+    labels = torch.tensor([[1, 1, 1, 1, 1, 1, 1, -1, 1, -1], [1, 0, 0, 0, 0, -1, 0, 0, -1, 1]])[None, None]
+    targets, known = resize_labels(labels, (1, 5))
+    # Three of four; two of four; two of three known; one of three known; two known of four are too few.
+    assert targets[0, 0, 0, :4].tolist() == [1, 0, 1, 0]
+    assert known[0, 0, 0].tolist() == [1, 1, 1, 1, 0]
 
 
 def test_labels_of_the_masks_size_stay_as_they_are(labels: Tensor):

@@ -73,6 +73,20 @@ def test_points_and_boxes_together_differ_from_either(model, pixels):
     assert not torch.allclose(both, model(pixels, input_boxes=BOXES).pred_masks)
 
 
+def test_prompts_of_different_kinds_share_a_batch_though_together_they_would_not_fit(model, pixels):
+    """Six clicks for one object and a box for the other: eight columns, but no prompt has more than six slots."""
+    clicks = torch.rand(2, 1, 6, 2) * 64
+    points = torch.cat([clicks, torch.full((2, 1, 6, 2), -1.0)], dim=1)
+    labels = torch.cat([torch.ones(2, 1, 6), torch.full((2, 1, 6), -1)], dim=1)
+    boxes = torch.cat([torch.full((2, 1, 4), -1.0), BOXES[:, 1:]], dim=1)
+    both = model(pixels, input_points=points, input_labels=labels, input_boxes=boxes)
+    assert_close(both.pred_masks[:, :1], model(pixels, input_points=clicks).pred_masks)
+    assert_close(both.pred_masks[:, 1:], model(pixels, input_boxes=BOXES[:, 1:]).pred_masks)
+    boxes[:, 0] = BOXES[:, 0]
+    with pytest.raises(ValueError, match=r"a prompt has 6 slots .* got 8"):
+        model(pixels, input_points=points, input_labels=labels, input_boxes=boxes)
+
+
 def test_order_of_points_does_not_matter(model, pixels):
     two = torch.cat([POINTS, POINTS.flip(1)], dim=2)
     same(model(pixels, input_points=two), model(pixels, input_points=two.flip(2)), rtol=1e-4, atol=1e-4)

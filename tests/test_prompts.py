@@ -83,6 +83,12 @@ def test_cells_are_drawn_by_weight():
     assert counts[2] / counts[1] == pytest.approx(3, abs=0.25)
 
 
+@pytest.mark.parametrize(("chance", "cell"), [(0.0, 2), (0.5, 4), (1 - 2**-53, 4)])
+def test_the_edges_of_chance_stay_in_the_mask(chance: float, cell: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kwargs: torch.full(shape, chance, dtype=torch.float64))
+    assert draw_cells(torch.tensor([[[0, 0, 1, 0, 1, 0]]])).item() == cell
+
+
 def test_an_empty_mask_is_clicked_anywhere():
     points, labels = click_inside(torch.zeros(500, 12, 16, dtype=torch.bool), SCALE, generator())
     cells = cells_under(points)

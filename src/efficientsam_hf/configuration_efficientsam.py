@@ -125,12 +125,13 @@ class EfficientSamConfig(PreTrainedConfig):
     """
 
     model_type = "efficientsam"
-    # transformers 5.17 and 5.23 fill in parts by different class attributes; both read this one to find them.
+    # transformers 5.17 finds the parts by the first name, 5.23 by the second.
     sub_configs: ClassVar[dict] = {
         "vision_config": EfficientSamVisionConfig,
         "prompt_encoder_config": EfficientSamPromptEncoderConfig,
         "mask_decoder_config": EfficientSamMaskDecoderConfig,
     }
+    sub_configs_defaults: ClassVar[dict] = dict(sub_configs)
 
     vision_config: dict | PreTrainedConfig | None = None
     prompt_encoder_config: dict | PreTrainedConfig | None = None

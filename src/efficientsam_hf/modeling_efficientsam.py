@@ -7,6 +7,7 @@ With converted weights the numbers are those of the authors' implementation (git
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -270,7 +271,9 @@ class EfficientSamVisionEmbeddings(nn.Module):
                 f"pixel_values must be (B, 3, H, W) with H and W multiples of {self.patch_size}, "
                 f"got {tuple(pixel_values.shape)}"
             )
-        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).permute(0, 2, 3, 1)
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        # Channels last in memory, too: every layer norm and residual after this would otherwise copy.
+        patches = patches.permute(0, 2, 3, 1).contiguous()
         return patches + self.positions(*patches.shape[1:3]).to(patches.dtype)
 
     def positions(self, height: int, width: int) -> Tensor:
@@ -416,12 +419,10 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
 
         The released weights expect exactly `max_prompt_points` tokens: free slots hold the trained "no point" token.
         """
-        free = self.config.max_prompt_points - points.shape[2]
-        if free < 0:
-            raise ValueError(
-                f"a prompt has {self.config.max_prompt_points} slots (a point takes one, a box two), "
-                f"got {points.shape[2]}"
-            )
+        slots = self.config.max_prompt_points
+        if points.shape[2] > slots:
+            points, labels = drop_padding(points, labels, slots)
+        free = slots - points.shape[2]
         labels = F.pad(labels, (0, free), value=NO_POINT)
         points = F.pad(points.float(), (0, 0, 0, free)).masked_fill((labels == NO_POINT)[..., None], -1.0)
         tokens = positional_embedding((points + 0.5) / size)
@@ -622,6 +623,14 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         """The layer that reads the pixels, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """As transformers' own, which notes one Auto class of a class that travels with its code: here it is both."""
+        if self._auto_class is not None:
+            own = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+            noted = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**noted, "AutoModel": own, "AutoModelForMaskGeneration": own}
+        super().save_pretrained(save_directory, **kwargs)
+
     def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         """Pictures (B, 3, H, W) -> embeddings (B, C, h, w), once a picture, however many prompts follow."""
         return self.vision_encoder(pixel_values, **kwargs).last_hidden_state
@@ -761,6 +770,20 @@ def gather_slots(points: Tensor | None, labels: Tensor | None, boxes: Tensor | N
         slots.append((points, labels.long()))
     all_points, all_labels = zip(*slots, strict=True)
     return torch.cat(all_points, dim=2), torch.cat(all_labels, dim=2)
+
+
+def drop_padding(points: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Cut slots (B, Q, P, 2), (B, Q, P) down to `slots` of padding: one prompt may have clicks and another a box.
+
+    Raises:
+        ValueError: if a prompt really fills more.
+    """
+    order = (labels == NO_POINT).int().argsort(dim=2, stable=True)
+    points, labels = points.take_along_dim(order[..., None], dim=2), labels.take_along_dim(order, dim=2)
+    if not torch.compiler.is_compiling() and (labels[:, :, slots:] != NO_POINT).any():
+        found = int((labels != NO_POINT).sum(-1).max())
+        raise ValueError(f"a prompt has {slots} slots (a point takes one, a box two), got {found}")
+    return points[:, :, :slots], labels[:, :, :slots]
 
 
 def best_mask(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
