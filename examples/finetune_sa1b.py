@@ -50,6 +50,9 @@ class Arguments:
     smallest_crop: float = field(default=1.0, metadata={"help": "random crops down to this share of each side"})
     flip: float = field(default=0.0, metadata={"help": "chance of a mirror image"})
     color: float = field(default=0.0, metadata={"help": "largest relative change of brightness, contrast, saturation"})
+    paste: float = field(
+        default=0.0, metadata={"help": "chance that masks are random shapes cut from another picture"}
+    )
     batch_size: int = field(default=2, metadata={"help": "pictures a process and step"})
     accumulate: int = field(default=1, metadata={"help": "batches before the weights move"})
     max_steps: int = field(default=437_000, metadata={"help": "weight updates; 5 epochs of SA-1B, 128 pictures each"})
@@ -157,7 +160,7 @@ def build_loader(args: Arguments, processor: EfficientSamProcessor, step: int, p
         image_processor,
         length=args.max_steps * per_step,
         masks_per_image=args.masks_per_image,
-        augmentation=Augmentation(args.smallest_crop, args.flip, args.color),
+        augmentation=Augmentation(args.smallest_crop, args.flip, args.color, args.paste),
         seed=args.seed,
         first=step * per_step,
         smallest_share=args.smallest_mask,

@@ -15,7 +15,7 @@ from synthetic import encode_scene, make_folder, make_scene, make_tar, scene_fil
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from efficientsam_hf.data.augmentation import Augmentation, draw_crop, jitter_colors
+from efficientsam_hf.data.augmentation import Augmentation, draw_crop, jitter_colors, paste_shapes
 from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
 from efficientsam_hf.masks_efficientsam import decode_rle
@@ -362,3 +362,31 @@ def test_labels_show_what_the_picture_shows(tmp_path: Path, processor):
         white = torch.nn.functional.avg_pool2d(sample["pixel_values"].mean(0, keepdim=True), 4)[0] > 0.2
         labels = sample["labels"][0] > 0
         assert (white & labels).sum() / (white | labels).sum() > 0.85
+
+
+def test_pasted_shapes_are_where_their_masks_say():
+    noise = np.random.default_rng(0)
+    image = noise.integers(0, 60, (60, 90, 3), dtype=np.uint8)
+    other = noise.integers(180, 255, (40, 50, 3), dtype=np.uint8)
+    seen = 0
+    for seed in range(20):
+        pasted, masks = paste_shapes(image, other, 3, np.random.default_rng(seed))
+        again, same_masks = paste_shapes(image, other, 3, np.random.default_rng(seed))
+        assert np.array_equal(pasted, again)
+        assert np.array_equal(masks, same_masks)
+        assert masks.sum(0).max() <= 1, "a later shape hides what it covers of an earlier one"
+        anywhere = masks.any(0)
+        assert np.array_equal(pasted[~anywhere], image[~anywhere])
+        assert (pasted[anywhere].mean(-1) > 60).all()
+        seen += anywhere.sum()
+    assert seen > 20 * 100
+
+
+def test_pasting_replaces_drawn_masks(shard: Path, processor: EfficientSamImageProcessor):
+    pairs = [find_pairs(shard)]
+    pasted = Sa1bSamples(pairs, processor, 4, 2, augmentation=Augmentation(paste=1.0))
+    drawn = Sa1bSamples(pairs, processor, 4, 2)
+    labels = torch.stack([pasted[number]["labels"] for number in range(4)])
+    assert (labels.amax((-2, -1)) == 1).any()
+    assert not torch.equal(labels[0], drawn[0]["labels"])
+    assert torch.equal(labels[2], pasted[2]["labels"])

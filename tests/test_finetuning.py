@@ -236,6 +236,19 @@ def test_the_same_generator_gives_the_same_loss(model, pixels, labels):
     assert task(pixels, labels, generator(4))["loss"] != first
 
 
+def test_mixed_precision_changes_little(model, pixels, labels):
+    # One round: a later click would fall on the errors of another answer.
+    task = InteractiveSegmentation(model)
+    exact = task(pixels, labels, generator())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = task(pixels, labels, generator())
+    mixed["loss"].backward()
+    assert mixed["loss"].dtype == torch.float32
+    assert mixed["loss"] != exact["loss"]
+    torch.testing.assert_close(mixed["loss"], exact["loss"], rtol=0.05, atol=0)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
 @pytest.mark.parametrize("rounds", [0, 5])
 def test_rounds_fit_the_slots(rounds, model):
     with pytest.raises(ValueError, match=f"rounds must be 1 to 4: a box takes two of 6 slots; got {rounds}"):

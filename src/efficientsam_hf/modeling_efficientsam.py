@@ -611,6 +611,9 @@ class EfficientSamVisionModel(EfficientSamPreTrainedModel):
 class EfficientSamModel(EfficientSamPreTrainedModel):
     """The paper's figure: an image encoder, a prompt encoder, a mask decoder."""
 
+    # Takes keyword arguments, but none that tell how many batches a step has: the Trainer must divide the loss.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: EfficientSamConfig):
         super().__init__(config)
         self.shared_image_embedding = EfficientSamPositionalEmbedding(config.prompt_encoder_config)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,13 @@ class Augmentation:
         smallest_crop: Sides of the crop are drawn between this share of the picture's and the whole; 1 never crops.
         flip: Chance of a mirror image.
         color: Largest relative change of brightness, contrast and saturation.
+        paste: Chance that a sample's masks are made rather than drawn by people: see `paste_shapes`.
     """
 
     smallest_crop: float = 1.0
     flip: float = 0.0
     color: float = 0.0
+    paste: float = 0.0
 
     def __call__(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
@@ -36,11 +39,52 @@ class Augmentation:
         return np.ascontiguousarray(image), np.ascontiguousarray(masks)
 
 
-def draw_crop(length: int, smallest: float, generator: np.random.Generator) -> slice:
-    """A random part of `length` pixels, at least `smallest` (a share) of it."""
-    size = max(1, round(length * generator.uniform(smallest, 1.0)))
+def draw_crop(length: int, smallest: float, generator: np.random.Generator, largest: float = 1.0) -> slice:
+    """A random part of `length` pixels, a share of it between `smallest` and `largest`."""
+    size = max(1, round(length * generator.uniform(smallest, largest)))
     start = generator.integers(length - size + 1)
     return slice(start, start + size)
+
+
+def paste_shapes(
+    image: np.ndarray, other: np.ndarray, count: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cover parts of a picture with parts of another one, in random smooth shapes, whose masks are then known.
+
+    Nothing but the looks of the pixels tells the shapes from what is around them: the grouping that few photos teach
+    slowly. A later shape hides what it covers of an earlier one.
+
+    Args:
+        image: (H, W, 3), uint8.
+        other: (h, w, 3), uint8; small parts of it fill the shapes.
+        count: How many shapes.
+        generator: Source of the random choices.
+
+    Returns:
+        The picture (H, W, 3) uint8 and the visible parts of the shapes (count, H, W) bool.
+    """
+    height, width = image.shape[:2]
+    image, masks = image.copy(), np.zeros((count, height, width), dtype=bool)
+    for number in range(count):
+        rows = draw_crop(height, 0.15, generator, largest=0.7)
+        columns = draw_crop(width, 0.15, generator, largest=0.7)
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        masks[:, rows, columns] &= ~(shape := random_shape(size, generator))
+        masks[number, rows, columns] = shape
+        part = other[tuple(draw_crop(side, 0.1, generator, largest=0.5) for side in other.shape[:2])]
+        part = np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BILINEAR))
+        part = jitter_colors(part, *generator.uniform(0.6, 1.4, 3))
+        image[rows, columns] = np.where(shape[..., None], part, image[rows, columns])
+    return image, masks
+
+
+def random_shape(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """A smooth blob, often with bays and holes, in a box of `size` (width, height) -> (height, width) bool."""
+    side = int(generator.integers(3, 8))
+    noise = Image.fromarray(generator.random((side, side), dtype=np.float32))
+    noise = np.asarray(noise.resize(size, Image.Resampling.BICUBIC))
+    y, x = np.linspace(-1, 1, size[1])[:, None], np.linspace(-1, 1, size[0])
+    return noise - 0.6 * (x**2 + y**2) > generator.uniform(-0.2, 0.2)
 
 
 def jitter_colors(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:

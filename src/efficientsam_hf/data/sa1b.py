@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..masks_efficientsam import decode_rle
-from .augmentation import Augmentation
+from .augmentation import Augmentation, paste_shapes
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,13 @@ class Sa1bSamples(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1."""
         generator = np.random.default_rng((self.seed, self.first + index))
-        source = self.sources[generator.integers(len(self.sources))]
-        pair = source[generator.integers(len(source))]
+        pair = self.draw_pair(generator)
         image = np.asarray(pair.read_image())
-        masks = self.draw_masks(pair, image.shape[:2], generator)
+        if self.augmentation is not None and generator.random() < self.augmentation.paste:
+            other = np.asarray(self.draw_pair(generator).read_image())
+            image, masks = paste_shapes(image, other, self.masks_per_image, generator)
+        else:
+            masks = self.draw_masks(pair, image.shape[:2], generator)
         if self.augmentation is not None:
             image, masks = self.augmentation(image, masks, generator)
         pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
@@ -152,6 +155,11 @@ class Sa1bSamples(Dataset):
         for number, mask in enumerate(self.shrink(masks, size)):
             labels[number] = mask
         return {"pixel_values": pixel_values, "labels": labels}
+
+    def draw_pair(self, generator: np.random.Generator) -> Pair:
+        """A random picture of a random source."""
+        source = self.sources[generator.integers(len(self.sources))]
+        return source[generator.integers(len(source))]
 
     def draw_masks(self, pair: Pair, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
         """Random masks of fitting area of a picture of `size` (H, W) -> (masks, H, W) bool; none may fit."""
