@@ -117,7 +117,7 @@ def predict(
     typer.echo(f"time:    {time.monotonic() - start:.1f} s")
 
 
-def as_objects(points: list, labels: list, boxes: list) -> dict[str, list | None]:
+def as_objects(points: list, labels: list, boxes: list) -> dict[str, Any]:
     """All points for one object, then an object for each box, as `segment` takes them."""
     clicked, boxed = bool(points), len(boxes)
     return {

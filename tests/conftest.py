@@ -9,6 +9,10 @@ import torch
 
 from efficientsam_hf import EfficientSamConfig, EfficientSamModel
 
+# Several workers with several threads each would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
 REPOSITORY = Path(__file__).parents[1]
 # Photos with masks and the official code's answers, too large for the repository; what needs them skips without.
 SHARED = Path(os.environ.get("EFFICIENTSAM_SHARED", REPOSITORY.parent / "shared"))

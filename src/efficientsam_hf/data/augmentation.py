@@ -81,8 +81,8 @@ def paste_shapes(
 def random_shape(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
     """A smooth blob, often with bays and holes, in a box of `size` (width, height) -> (height, width) bool."""
     side = int(generator.integers(3, 8))
-    noise = Image.fromarray(generator.random((side, side), dtype=np.float32))
-    noise = np.asarray(noise.resize(size, Image.Resampling.BICUBIC))
+    coarse = Image.fromarray(generator.random((side, side), dtype=np.float32))
+    noise = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC))
     y, x = np.linspace(-1, 1, size[1])[:, None], np.linspace(-1, 1, size[0])
     return noise - 0.6 * (x**2 + y**2) > generator.uniform(-0.2, 0.2)
 
