@@ -130,7 +130,7 @@ def test_single_mask_is_the_best_of_three_unless_token_0_was_trained(model, pixe
     assert not torch.allclose(token0.pred_masks, single.pred_masks)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
 def test_attention_implementations_agree(model, pixels, implementation):
     with torch.no_grad():
         model.set_attn_implementation("eager")
@@ -268,6 +268,7 @@ def test_windows_keep_far_patches_apart():
     assert not torch.equal(before[:, :2], after[:, :2])
 
 
+@pytest.mark.slow
 def test_compiles_without_a_break(model, pixels):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
