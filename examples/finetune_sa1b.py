@@ -22,7 +22,7 @@ from transformers import HfArgumentParser
 
 from efficientsam_hf import EfficientSamConfig, EfficientSamModel, EfficientSamProcessor
 from efficientsam_hf.data.augmentation import Augmentation
-from efficientsam_hf.data.sa1b import Sa1bSamples, find_pairs
+from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
 from efficientsam_hf.training.checkpoints import Checkpoints
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
 from efficientsam_hf.training.optimization import (
@@ -50,13 +50,14 @@ class Arguments:
     smallest_crop: float = field(default=1.0, metadata={"help": "random crops down to this share of each side"})
     flip: float = field(default=0.0, metadata={"help": "chance of a mirror image"})
     color: float = field(default=0.0, metadata={"help": "largest relative change of brightness, contrast, saturation"})
-    paste: float = field(
-        default=0.0, metadata={"help": "chance that masks are random shapes cut from another picture"}
-    )
+    shapes: float = field(default=0.0, metadata={"help": "chance that masks are random shapes of another picture"})
+    objects: float = field(default=0.0, metadata={"help": "chance that masks are objects pasted from other pictures"})
+    hold_out: int = field(default=0, metadata={"help": "every so many-th pair of a source is not trained on; 0: all"})
     batch_size: int = field(default=2, metadata={"help": "pictures a process and step"})
     accumulate: int = field(default=1, metadata={"help": "batches before the weights move"})
     max_steps: int = field(default=437_000, metadata={"help": "weight updates; 5 epochs of SA-1B, 128 pictures each"})
     learning_rate: float = field(default=4e-4, metadata={"help": "at its peak"})
+    encoder_rate: float = field(default=1.0, metadata={"help": "the image encoder's learning rate, as a share of it"})
     schedule: str = field(default="linear", metadata={"help": "linear or cosine, down to 0"})
     warmup: int = field(default=250, metadata={"help": "steps of linear climb"})
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
@@ -100,7 +101,8 @@ def main(args: Arguments) -> None:
     set_seed(args.seed)
     model, processor = build(args)
     task = InteractiveSegmentation(model, rounds=args.rounds, box_chance=args.box_chance)
-    optimizer = torch.optim.AdamW(parameter_groups(task, args.weight_decay), lr=args.learning_rate)
+    groups = parameter_groups(task, args.weight_decay, {"model.vision_encoder.": args.encoder_rate})
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
     task, optimizer = accelerator.prepare(task, optimizer)
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
     step = checkpoints.resume()
@@ -148,6 +150,11 @@ def main(args: Arguments) -> None:
         print(f"{step} of {args.max_steps} steps done, model in {folder}")
 
 
+def training_pairs(source: str, hold_out: int) -> list[Pair]:
+    """The pairs of a source without every `hold_out`-th, the first one among them: those choose between models."""
+    return [pair for number, pair in enumerate(find_pairs(source)) if not hold_out or number % hold_out]
+
+
 def build_loader(args: Arguments, processor: EfficientSamProcessor, step: int, processes: int) -> DataLoader:
     """Batches from `step` on; the numbers of their samples are all that they depend on."""
     image_processor = processor.image_processor
@@ -156,11 +163,11 @@ def build_loader(args: Arguments, processor: EfficientSamProcessor, step: int, p
         image_processor = type(image_processor).from_dict(fields)
     per_step = args.batch_size * args.accumulate * processes
     samples = Sa1bSamples(
-        [find_pairs(source) for source in args.sources],
+        [training_pairs(source, args.hold_out) for source in args.sources],
         image_processor,
         length=args.max_steps * per_step,
         masks_per_image=args.masks_per_image,
-        augmentation=Augmentation(args.smallest_crop, args.flip, args.color, args.paste),
+        augmentation=Augmentation(args.smallest_crop, args.flip, args.color, args.shapes, args.objects),
         seed=args.seed,
         first=step * per_step,
         smallest_share=args.smallest_mask,

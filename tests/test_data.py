@@ -15,7 +15,7 @@ from synthetic import encode_scene, make_folder, make_scene, make_tar, scene_fil
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from efficientsam_hf.data.augmentation import Augmentation, draw_crop, jitter_colors, paste_shapes
+from efficientsam_hf.data.augmentation import Augmentation, draw_crop, jitter_colors, paste_objects, paste_shapes
 from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
 from efficientsam_hf.masks_efficientsam import decode_rle
@@ -382,9 +382,66 @@ def test_pasted_shapes_are_where_their_masks_say():
     assert seen > 20 * 100
 
 
-def test_pasting_replaces_drawn_masks(shard: Path, processor: EfficientSamImageProcessor):
+def test_pasted_objects_are_where_their_masks_say():
+    noise = np.random.default_rng(0)
+    image = noise.integers(0, 60, (60, 90, 3), dtype=np.uint8)
+    part = noise.integers(180, 255, (40, 20, 3), dtype=np.uint8)
+    upper = np.repeat(np.arange(40)[:, None] < 25, 20, axis=1)
+    areas = []
+    for seed in range(20):
+        pasted, masks = paste_objects(image, [(part, upper), (part, ~upper)], np.random.default_rng(seed))
+        again, same_masks = paste_objects(image, [(part, upper), (part, ~upper)], np.random.default_rng(seed))
+        assert np.array_equal(pasted, again)
+        assert np.array_equal(masks, same_masks)
+        assert masks.shape == (2, 60, 90)
+        assert not (masks[0] & masks[1]).any(), "a later object hides what it covers of an earlier one"
+        bright = pasted.mean(-1)
+        assert (bright[masks.any(0)] > 90).mean() > 0.95
+        assert (bright[~masks.any(0)] > 160).mean() < 0.02
+        areas.append(masks[1].sum())
+    assert max(areas) > 10 * min(areas), "sizes differ"
+
+
+def test_a_huge_object_is_made_to_fit():
+    part = np.full((400, 900, 3), 200, dtype=np.uint8)
+    _, masks = paste_objects(
+        np.zeros((20, 30, 3), np.uint8), [(part, np.ones((400, 900), bool))], np.random.default_rng(0)
+    )
+    assert masks.shape == (1, 20, 30)
+    assert masks.any()
+
+
+def test_without_cutouts_nothing_changes():
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    pasted, masks = paste_objects(image, [], np.random.default_rng(0))
+    assert np.array_equal(pasted, image)
+    assert masks.shape == (0, 20, 30)
+
+
+def test_a_cutout_is_its_object(shard: Path, processor: EfficientSamImageProcessor):
+    samples = Sa1bSamples([find_pairs(shard)], processor, 4)
+    (part, mask), *rest = samples.draw_cutout(np.random.default_rng(0))
+    assert not rest
+    assert part.shape[:2] == mask.shape
+    assert mask.any(0).all() or mask.any(1).all()
+    assert mask[0].any()
+    assert mask[-1].any()
+    assert mask[:, 0].any()
+    assert mask[:, -1].any()
+
+
+def test_pictures_without_fitting_masks_give_no_cutout(shard: Path, processor: EfficientSamImageProcessor):
+    samples = Sa1bSamples(
+        [find_pairs(shard)], processor, 4, 2, augmentation=Augmentation(objects=1.0), smallest_share=0.99
+    )
+    assert samples.draw_cutout(np.random.default_rng(0)) == []
+    assert (samples[0]["labels"] == -1).all()
+
+
+@pytest.mark.parametrize("kind", ["shapes", "objects"])
+def test_pasting_replaces_drawn_masks(kind: str, shard: Path, processor: EfficientSamImageProcessor):
     pairs = [find_pairs(shard)]
-    pasted = Sa1bSamples(pairs, processor, 4, 2, augmentation=Augmentation(paste=1.0))
+    pasted = Sa1bSamples(pairs, processor, 4, 2, augmentation=Augmentation(**{kind: 1.0}))
     drawn = Sa1bSamples(pairs, processor, 4, 2)
     labels = torch.stack([pasted[number]["labels"] for number in range(4)])
     assert (labels.amax((-2, -1)) == 1).any()

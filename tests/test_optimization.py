@@ -93,6 +93,18 @@ def test_all_groups_get_the_rate(model):
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
+def test_a_part_gets_its_share_of_the_rate(model):
+    groups = parameter_groups(model, 0.1, {"vision_encoder.": 0.25})
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    optimizer = torch.optim.AdamW(groups, lr=1.0)
+    set_learning_rate(optimizer, 0.8)
+    for group in optimizer.param_groups:
+        of_encoder = {name.startswith("vision_encoder.") for name in names_of(model, group)}
+        assert of_encoder == {group["lr"] == pytest.approx(0.2)}
+        assert group["lr"] == pytest.approx(0.2) or group["lr"] == pytest.approx(0.8)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0, 0.0]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Generators
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,15 @@ class Augmentation:
         smallest_crop: Sides of the crop are drawn between this share of the picture's and the whole; 1 never crops.
         flip: Chance of a mirror image.
         color: Largest relative change of brightness, contrast and saturation.
-        paste: Chance that a sample's masks are made rather than drawn by people: see `paste_shapes`.
+        shapes: Chance that a sample's masks are random shapes pasted into its picture: see `paste_shapes`.
+        objects: Chance that they are objects pasted from other pictures: see `paste_objects`.
     """
 
     smallest_crop: float = 1.0
     flip: float = 0.0
     color: float = 0.0
-    paste: float = 0.0
+    shapes: float = 0.0
+    objects: float = 0.0
 
     def __call__(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
@@ -66,16 +68,61 @@ def paste_shapes(
     height, width = image.shape[:2]
     image, masks = image.copy(), np.zeros((count, height, width), dtype=bool)
     for number in range(count):
-        rows = draw_crop(height, 0.15, generator, largest=0.7)
-        columns = draw_crop(width, 0.15, generator, largest=0.7)
-        size = (columns.stop - columns.start, rows.stop - rows.start)
-        masks[:, rows, columns] &= ~(shape := random_shape(size, generator))
-        masks[number, rows, columns] = shape
+        place = draw_crop(height, 0.15, generator, largest=0.7), draw_crop(width, 0.15, generator, largest=0.7)
+        size = (place[1].stop - place[1].start, place[0].stop - place[0].start)
+        shape = random_shape(size, generator)
         part = other[tuple(draw_crop(side, 0.1, generator, largest=0.5) for side in other.shape[:2])]
         part = np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BILINEAR))
         part = jitter_colors(part, *generator.uniform(0.6, 1.4, 3))
-        image[rows, columns] = np.where(shape[..., None], part, image[rows, columns])
+        cover(image, masks, number, place, part, shape.astype(np.float32))
     return image, masks
+
+
+def paste_objects(
+    image: np.ndarray, cutouts: list[tuple[np.ndarray, np.ndarray]], generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put objects of other pictures somewhere into a picture, in any size, with soft edges (Ghiasi et al., 2021).
+
+    A few photos with masks become as many scenes as training can use. A later object hides what it covers.
+
+    Args:
+        image: (H, W, 3), uint8.
+        cutouts: Parts of pictures (h, w, 3) uint8, each with the mask (h, w) bool of the object in it.
+        generator: Source of the random choices.
+
+    Returns:
+        The picture (H, W, 3) uint8 and the visible parts of the objects (objects, H, W) bool.
+    """
+    height, width = image.shape[:2]
+    image, masks = image.copy(), np.zeros((len(cutouts), height, width), dtype=bool)
+    for number, (part, mask) in enumerate(cutouts):
+        # Small sizes as often as large ones, by their ratio; never larger than the picture.
+        scale = np.exp(generator.uniform(np.log(0.15), np.log(0.9))) * min(height, width) / max(mask.shape)
+        size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
+        top, left = generator.integers(height - size[1] + 1), generator.integers(width - size[0] + 1)
+        place = slice(top, top + size[1]), slice(left, left + size[0])
+        side = generator.choice((-1, 1))
+        part = np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BILINEAR))[:, ::side]
+        alpha = Image.fromarray(255 * mask.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+        alpha = alpha.filter(ImageFilter.GaussianBlur(generator.uniform(0, 1)))
+        part = jitter_colors(part, *generator.uniform(0.8, 1.2, 3))
+        cover(image, masks, number, place, part, np.asarray(alpha, dtype=np.float32)[:, ::side] / 255)
+    return image, masks
+
+
+def cover(
+    image: np.ndarray,
+    masks: np.ndarray,
+    number: int,
+    place: tuple[slice, slice],
+    part: np.ndarray,
+    alpha: np.ndarray,
+) -> None:
+    """Blend `part` (h, w, 3) into a place of the picture by `alpha` (h, w) in [0, 1]; it becomes mask `number`."""
+    masks[(slice(None), *place)] &= alpha < 0.5
+    masks[(number, *place)] = alpha >= 0.5
+    alpha = alpha[..., None]
+    image[place] = np.rint(alpha * part + (1 - alpha) * image[place])
 
 
 def random_shape(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..masks_efficientsam import decode_rle
-from .augmentation import Augmentation, paste_shapes
+from ..masks_efficientsam import decode_rle, masks_to_boxes
+from .augmentation import Augmentation, paste_objects, paste_shapes
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Sa1bSamples(Dataset):
         self.image_processor = image_processor
         self.length = length
         self.masks_per_image = masks_per_image
-        self.augmentation = augmentation
+        self.augmentation = augmentation or Augmentation()
         self.seed = seed
         self.first = first
         self.smallest_share = smallest_share
@@ -140,15 +140,7 @@ class Sa1bSamples(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1."""
         generator = np.random.default_rng((self.seed, self.first + index))
-        pair = self.draw_pair(generator)
-        image = np.asarray(pair.read_image())
-        if self.augmentation is not None and generator.random() < self.augmentation.paste:
-            other = np.asarray(self.draw_pair(generator).read_image())
-            image, masks = paste_shapes(image, other, self.masks_per_image, generator)
-        else:
-            masks = self.draw_masks(pair, image.shape[:2], generator)
-        if self.augmentation is not None:
-            image, masks = self.augmentation(image, masks, generator)
+        image, masks = self.augmentation(*self.draw_scene(generator), generator)
         pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         size = (pixel_values.shape[-2] // 4, pixel_values.shape[-1] // 4)
         labels = torch.full((self.masks_per_image, *size), -1.0)
@@ -161,12 +153,33 @@ class Sa1bSamples(Dataset):
         source = self.sources[generator.integers(len(self.sources))]
         return source[generator.integers(len(source))]
 
-    def draw_masks(self, pair: Pair, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-        """Random masks of fitting area of a picture of `size` (H, W) -> (masks, H, W) bool; none may fit."""
+    def draw_scene(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A random picture with its masks, or with masks pasted into it, as the augmentation's chances say."""
+        pair = self.draw_pair(generator)
+        image, kind = np.asarray(pair.read_image()), generator.random()
+        if kind < self.augmentation.shapes:
+            other = np.asarray(self.draw_pair(generator).read_image())
+            return paste_shapes(image, other, self.masks_per_image, generator)
+        if kind < self.augmentation.shapes + self.augmentation.objects:
+            cutouts = [cutout for _ in range(self.masks_per_image) for cutout in self.draw_cutout(generator)]
+            return paste_objects(image, cutouts, generator)
+        return image, self.draw_masks(pair, image.shape[:2], self.masks_per_image, generator)
+
+    def draw_cutout(self, generator: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+        """A random object: the part of its picture inside its box and its mask there; none if no mask fits."""
+        pair = self.draw_pair(generator)
+        image = np.asarray(pair.read_image())
+        masks = self.draw_masks(pair, image.shape[:2], 1, generator)
+        boxes = masks_to_boxes(torch.from_numpy(masks)).tolist()
+        places = [(slice(top, bottom), slice(left, right)) for left, top, right, bottom in boxes]
+        return [(image[place], mask[place]) for place, mask in zip(places, masks, strict=True)]
+
+    def draw_masks(self, pair: Pair, size: tuple[int, int], count: int, generator: np.random.Generator) -> np.ndarray:
+        """Up to `count` masks of fitting area of a picture of `size` (H, W) -> (masks, H, W) bool; none may fit."""
         records = pair.read_annotations()
         shares = np.array([record["area"] for record in records]) / (size[0] * size[1])
-        fitting = np.flatnonzero((shares >= self.smallest_share) & (shares <= self.largest_share))
-        chosen = generator.permutation(fitting)[: self.masks_per_image]
+        fitting = np.flatnonzero((shares > 0) & (shares >= self.smallest_share) & (shares <= self.largest_share))
+        chosen = generator.permutation(fitting)[:count]
         masks = np.zeros((len(chosen), *size), dtype=bool)
         for number, index in enumerate(chosen):
             mask = decode_rle(records[index]["segmentation"]).numpy()

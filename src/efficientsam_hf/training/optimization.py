@@ -1,18 +1,31 @@
 """Which parameters decay, and the curve of the learning rate: arithmetic, not objects."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases, norms and single tokens do not."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    is_matrix = [max(parameter.shape, default=1) < parameter.numel() for parameter in trained]
+def parameter_groups(
+    module: nn.Module, weight_decay: float, rate_shares: Mapping[str, float] | None = None
+) -> list[dict]:
+    """Matrices decay; biases, norms and single tokens do not. Frozen parameters are in no group.
+
+    Args:
+        module: What is trained.
+        weight_decay: Of the matrices.
+        rate_shares: For parameters whose names begin so: their learning rate as a share of the others'.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = max(parameter.shape, default=1) < parameter.numel()
+            share = next((share for prefix, share in (rate_shares or {}).items() if name.startswith(prefix)), 1.0)
+            groups.setdefault((is_matrix, share), []).append(parameter)
     return [
-        {"params": [p for p, matrix in zip(trained, is_matrix, strict=True) if matrix], "weight_decay": weight_decay},
-        {"params": [p for p, matrix in zip(trained, is_matrix, strict=True) if not matrix], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay if is_matrix else 0.0, "rate_share": share}
+        for (is_matrix, share), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 
@@ -32,9 +45,9 @@ def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: flo
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give all parameter groups this rate."""
+    """Give all parameter groups this rate, or their share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate_share", 1.0)
 
 
 def seeded_generator(seed: int, step: int, rank: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
