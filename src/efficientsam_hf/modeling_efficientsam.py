@@ -59,7 +59,8 @@ class EfficientSamMaskDecoderOutput(ModelOutput):
     Args:
         iou_scores: Predicted IoU of each mask, (B, Q, M).
         pred_masks: Mask logits, (B, Q, M, 4h, 4w).
-        mask_decoder_attentions: From tokens to image in each block, (B * Q, heads, T, h * w), if asked for.
+        mask_decoder_attentions: From tokens to image in each block, (B * Q, heads, T, h * w), if asked for; free
+            slots are one token.
     """
 
     iou_scores: Tensor | None = None
@@ -143,54 +144,42 @@ def eager_attention_forward(
 
 
 class EfficientSamAttention(nn.Module):
-    """Multi-head attention through transformers' attention interface.
+    """Multi-head self-attention through transformers' attention interface.
 
-    Queries (..., T, C), keys and values (..., S, C) -> (..., T, C) and the weights, if the implementation gives them.
-    Leading dimensions broadcast, so that what is shared is projected once.
+    (..., T, C) -> (..., T, C) and the weights, if the implementation gives them.
     """
 
     is_causal = False
 
-    def __init__(
-        self,
-        config: EfficientSamVisionConfig | EfficientSamMaskDecoderConfig,
-        downsample_rate: int = 1,
-        input_bias: bool = True,
-    ):
+    def __init__(self, config: EfficientSamVisionConfig):
         super().__init__()
         self.config = config
-        inner = config.hidden_size // downsample_rate
-        self.head_dim = inner // config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
-        self.k_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
-        self.v_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
-        self.out_proj = nn.Linear(inner, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-        query = self.split_heads(self.q_proj(query), leading)
-        key = self.split_heads(self.k_proj(key), leading)
-        value = self.split_heads(self.v_proj(value), leading)
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         attention_function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         output, weights = attention_function(
             self,
-            query,
-            key,
-            value,
+            self.split_heads(self.q_proj(hidden_states)),
+            self.split_heads(self.k_proj(hidden_states)),
+            self.split_heads(self.v_proj(hidden_states)),
             attention_mask=None,
             scaling=self.scaling,
             dropout=self.config.attention_dropout if self.training else 0.0,
             is_causal=False,
             **kwargs,
         )
-        return self.out_proj(output.reshape(*leading, output.shape[1], -1)), weights
+        return self.out_proj(output.reshape(hidden_states.shape)), weights
 
-    def split_heads(self, tokens: Tensor, leading: torch.Size) -> Tensor:
+    def split_heads(self, tokens: Tensor) -> Tensor:
         """(..., T, heads * d) -> (product of leading, heads, T, d)."""
-        tokens = tokens.expand(*leading, *tokens.shape[-2:])
         return tokens.reshape(-1, tokens.shape[-2], tokens.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2)
 
 
@@ -307,7 +296,7 @@ class EfficientSamVisionLayer(GradientCheckpointingLayer):
         super().__init__()
         self.window_size = window_size
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = EfficientSamAttention(config, input_bias=config.qkv_bias)
+        self.attention = EfficientSamAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = EfficientSamMLP(
             config.hidden_size, config.mlp_dim, config.hidden_size, hidden_act=config.hidden_act
@@ -322,10 +311,10 @@ class EfficientSamVisionLayer(GradientCheckpointingLayer):
         height, width = hidden_states.shape[1:3]
         if self.window_size:
             tokens = partition_windows(hidden_states, self.window_size)
-            tokens = self.attention(tokens, tokens, tokens, **kwargs)[0]
+            tokens = self.attention(tokens, **kwargs)[0]
             return join_windows(tokens, self.window_size, height, width)
         tokens = hidden_states.flatten(1, 2)
-        return self.attention(tokens, tokens, tokens, **kwargs)[0].unflatten(1, (height, width))
+        return self.attention(tokens, **kwargs)[0].unflatten(1, (height, width))
 
 
 class EfficientSamVisionNeck(nn.Module):
@@ -415,16 +404,17 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
         self.post_init()
 
     def forward(self, positional_embedding: nn.Module, points: Tensor, labels: Tensor, size: Tensor) -> Tensor:
-        """Points (B, Q, P, 2) in pixels of a picture of `size` (width, height), labels (B, Q, P) -> (B, Q, slots, C).
+        """Points (B, Q, P, 2) in pixels of a picture of `size` (width, height), labels (B, Q, P) -> (B, Q, P + 1, C).
 
-        The released weights expect exactly `max_prompt_points` tokens: free slots hold the trained "no point" token.
+        The weights expect exactly `max_prompt_points` tokens, free slots holding the trained "no point" token. Those
+        are all alike and stay so, so that the last token stands for all of them; without a free slot it is left out.
         """
         slots = self.config.max_prompt_points
         if points.shape[2] > slots:
             points, labels = drop_padding(points, labels, slots)
-        free = slots - points.shape[2]
-        labels = F.pad(labels, (0, free), value=NO_POINT)
-        points = F.pad(points.float(), (0, 0, 0, free)).masked_fill((labels == NO_POINT)[..., None], -1.0)
+        one_free = int(points.shape[2] < slots)
+        labels = F.pad(labels, (0, one_free), value=NO_POINT)
+        points = F.pad(points.float(), (0, 0, 0, one_free)).masked_fill((labels == NO_POINT)[..., None], -1.0)
         tokens = positional_embedding((points + 0.5) / size)
         for label, embedding in self.label_embeddings():
             tokens = tokens + (labels == label)[..., None] * embedding
@@ -456,6 +446,100 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
 # Mask decoder
 
 
+class EfficientSamDecoderAttention(nn.Module):
+    """Projections and heads of the decoder's attention, in which one side is a few tokens and written out.
+
+    Between tokens and image the projections of the image's side are moved to the tokens' side, where they cost almost
+    nothing: a score q . (W k) is (W^T q) . k, and a weighted sum of W v is W times the weighted sum of v. Nothing of
+    the projections' size is then made of the image, which is what decoding many prompts would spend its time on.
+    """
+
+    def __init__(self, config: EfficientSamMaskDecoderConfig, downsample_rate: int = 1):
+        super().__init__()
+        inner = config.hidden_size // downsample_rate
+        self.heads = config.num_attention_heads
+        self.scaling = (inner // self.heads) ** -0.5
+        self.dropout = config.attention_dropout
+        self.q_proj = nn.Linear(config.hidden_size, inner)
+        self.k_proj = nn.Linear(config.hidden_size, inner)
+        self.v_proj = nn.Linear(config.hidden_size, inner)
+        self.out_proj = nn.Linear(inner, config.hidden_size)
+
+    def split_heads(self, tokens: Tensor) -> Tensor:
+        """(..., heads * d) -> (..., heads, d)."""
+        return tokens.unflatten(-1, (self.heads, -1))
+
+    def weigh(self, scores: Tensor, dim: int) -> Tensor:
+        """Attention weights of scores, softmax in float32."""
+        weights = scores.softmax(dim, dtype=torch.float32).to(scores.dtype)
+        return F.dropout(weights, self.dropout, self.training)
+
+
+class EfficientSamTokenAttention(EfficientSamDecoderAttention):
+    """Tokens look at each other: (B, Q, T, C) -> (B, Q, T, C)."""
+
+    def forward(self, tokens: Tensor, repeats: Tensor) -> Tensor:
+        """`repeats` (T,) is the logarithm of how many tokens each token stands for."""
+        query, key, value = (
+            self.split_heads(project(tokens)).transpose(2, 3) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        weights = self.weigh(query @ key.transpose(-2, -1) * self.scaling + repeats, dim=-1)
+        return self.out_proj((weights @ value).transpose(2, 3).flatten(3))
+
+
+class EfficientSamTokenToImageAttention(EfficientSamDecoderAttention):
+    """Tokens look at the image."""
+
+    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, Q, T, C), keys and values (B, Q or 1, S, C) -> (B, Q, T, C), weights (B * Q, heads, T, S).
+
+        The keys' bias shifts all scores of a token alike, which a softmax does not see.
+        """
+        queries = self.split_heads(self.q_proj(tokens) * self.scaling)
+        rows = torch.einsum("bqthd,hdc->bqthc", queries, self.k_proj.weight.unflatten(0, (self.heads, -1)))
+        # An image that all prompts share is read once for all their rows together.
+        grouped = rows.reshape(keys.shape[0], keys.shape[1], -1, keys.shape[-1])
+        weights = self.weigh(grouped @ keys.transpose(-2, -1), dim=-1)
+        looked = (weights @ values).view_as(rows)
+        looked = torch.einsum("bqthc,hdc->bqthd", looked, self.v_proj.weight.unflatten(0, (self.heads, -1)))
+        output = self.out_proj(looked.flatten(3) + self.v_proj.bias)
+        return output, weights.view(-1, *rows.shape[2:4], keys.shape[-2]).transpose(1, 2)
+
+
+class EfficientSamImageToTokenAttention(EfficientSamDecoderAttention):
+    """The image looks at the tokens."""
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, repeats: Tensor, image: Tensor) -> Tensor:
+        """What the image becomes with what it has seen added.
+
+        Args:
+            queries: (B, Q or 1, h * w, C).
+            keys: (B, Q, T, C).
+            values: (B, Q, T, C).
+            repeats: (T,), the logarithm of how many tokens each token stands for.
+            image: (B, Q or 1, h * w, C), which the answer is added to.
+
+        Returns:
+            (B, Q, h * w, C).
+        """
+        batch, prompts, tokens = keys.shape[:3]
+        keys = self.split_heads(self.k_proj(keys) * self.scaling)
+        rows = torch.einsum("bqthd,hdc->bqthc", keys, self.q_proj.weight.unflatten(0, (self.heads, -1)))
+        offsets = (keys * self.split_heads(self.q_proj.bias)).sum(-1) + repeats[:, None]
+        grouped = rows.reshape(batch, queries.shape[1], -1, queries.shape[-1])
+        scores = (grouped @ queries.transpose(-2, -1)).view(batch, prompts, tokens, self.heads, -1)
+        weights = self.weigh(scores + offsets[..., None], dim=2).flatten(2, 3).flatten(0, 1)
+        answers = torch.einsum(
+            "bqthd,chd->bqthc",
+            self.split_heads(self.v_proj(values)),
+            self.out_proj.weight.unflatten(1, (self.heads, -1)),
+        )
+        # Over the tokens a head's weights add up to 1, so that a share of the bias in each answer is the whole bias.
+        answers = (answers + self.out_proj.bias / self.heads).flatten(2, 3).flatten(0, 1)
+        image = image.expand(-1, prompts, -1, -1).flatten(0, 1)
+        return torch.baddbmm(image, weights.transpose(1, 2), answers).unflatten(0, (batch, prompts))
+
+
 class EfficientSamTwoWayBlock(GradientCheckpointingLayer):
     """Tokens look at each other, at the image, think, and the image looks back.
 
@@ -466,29 +550,29 @@ class EfficientSamTwoWayBlock(GradientCheckpointingLayer):
     def __init__(self, config: EfficientSamMaskDecoderConfig, is_first: bool):
         super().__init__()
         self.is_first = is_first
-        self.self_attention = EfficientSamAttention(config)
+        self.self_attention = EfficientSamTokenAttention(config)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.token_to_image = EfficientSamAttention(config, config.attention_downsample_rate)
+        self.token_to_image = EfficientSamTokenToImageAttention(config, config.attention_downsample_rate)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = EfficientSamMLP(
             config.hidden_size, config.mlp_dim, config.hidden_size, hidden_act=config.hidden_act
         )
         self.layer_norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.image_to_token = EfficientSamAttention(config, config.attention_downsample_rate)
+        self.image_to_token = EfficientSamImageToTokenAttention(config, config.attention_downsample_rate)
         self.layer_norm4 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
-        self, tokens: Tensor, image: Tensor, token_positions: Tensor, image_positions: Tensor, **kwargs: Any
+        self, tokens: Tensor, image: Tensor, token_positions: Tensor, image_positions: Tensor, repeats: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Tokens (B, Q, T, C), image (B, Q or 1, h * w, C) and their positions -> both, updated."""
         if not self.is_first:
             tokens = tokens + token_positions
-        tokens = self.layer_norm1(tokens + self.self_attention(tokens, tokens, tokens, **kwargs)[0])
+        tokens = self.layer_norm1(tokens + self.self_attention(tokens, repeats))
         keys = image + image_positions
-        tokens = self.layer_norm2(tokens + self.token_to_image(tokens + token_positions, keys, image, **kwargs)[0])
+        tokens = self.layer_norm2(tokens + self.token_to_image(tokens + token_positions, keys, image)[0])
         tokens = self.layer_norm3(tokens + self.mlp(tokens))
-        image = self.layer_norm4(image + self.image_to_token(keys, tokens + token_positions, tokens, **kwargs)[0])
-        return tokens, image
+        image = self.image_to_token(keys, tokens + token_positions, tokens, repeats, image)
+        return tokens, self.layer_norm4(image)
 
 
 class EfficientSamTwoWayTransformer(nn.Module):
@@ -499,15 +583,17 @@ class EfficientSamTwoWayTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             EfficientSamTwoWayBlock(config, is_first=index == 0) for index in range(config.num_hidden_layers)
         )
-        self.final_token_to_image = EfficientSamAttention(config, config.attention_downsample_rate)
+        self.final_token_to_image = EfficientSamTokenToImageAttention(config, config.attention_downsample_rate)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, tokens: Tensor, image: Tensor, image_positions: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, image: Tensor, image_positions: Tensor, repeats: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Tokens (B, Q, T, C), image (B, 1 or Q, h * w, C) -> tokens (B, Q, T, C), image (B, Q, h * w, C)."""
         token_positions = tokens
         for block in self.blocks:
-            tokens, image = block(tokens, image, token_positions, image_positions, **kwargs)
-        looked = self.final_token_to_image(tokens + token_positions, image + image_positions, image, **kwargs)[0]
+            tokens, image = block(tokens, image, token_positions, image_positions, repeats)
+        looked = self.final_token_to_image(tokens + token_positions, image + image_positions, image)[0]
         return self.final_layer_norm(tokens + looked), image
 
 
@@ -516,7 +602,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
 
     config: EfficientSamMaskDecoderConfig
     _can_record_outputs = {
-        "mask_decoder_attentions": OutputRecorder(EfficientSamAttention, index=1, layer_name="token_to_image")
+        "mask_decoder_attentions": OutputRecorder(
+            EfficientSamTokenToImageAttention, index=1, layer_name="token_to_image"
+        )
     }
 
     def __init__(self, config: EfficientSamMaskDecoderConfig):
@@ -547,6 +635,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         prompts: Tensor,
         dense: Tensor | None,
         chosen: slice,
+        last_stands_for: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EfficientSamMaskDecoderOutput:
         """Decode each prompt by itself.
@@ -557,21 +646,42 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             prompts: (B, Q, P, C).
             dense: What mask prompts add to the image, (B, Q, h * w, C) or (1, C), or None.
             chosen: Which of the mask tokens answer.
-            **kwargs: Arguments of the attention function.
+            last_stands_for: How many slots the last of the P tokens stands for.
+            **kwargs: Nothing that the decoder uses.
         """
-        grid = image_embeddings.shape[-2:]
-        image = image_embeddings.flatten(2).transpose(1, 2)[:, None]
+        tokens, image = self.look(image_embeddings, image_positions, prompts, dense, last_stands_for)
+        return EfficientSamMaskDecoderOutput(
+            iou_scores=self.predict_iou(tokens, chosen),
+            pred_masks=self.draw_masks(tokens, image, chosen, image_embeddings.shape[-2:]),
+        )
+
+    def look(
+        self,
+        image_embeddings: Tensor,
+        image_positions: Tensor,
+        prompts: Tensor,
+        dense: Tensor | None,
+        last_stands_for: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The two-way transformer, arguments as in `forward` -> tokens (B, Q, T, C), image (B, Q, h * w, C)."""
+        image = image_embeddings.flatten(2).transpose(1, 2)[:, None].contiguous()
         image = image if dense is None else image + dense
         output_tokens = torch.cat([self.iou_token, self.mask_tokens]).expand(*prompts.shape[:2], -1, -1)
         tokens = torch.cat([output_tokens, prompts], dim=2)
-        tokens, image = self.transformer(tokens, image, image_positions, **kwargs)
+        repeats = F.pad(tokens.new_tensor([math.log(last_stands_for)]), (tokens.shape[2] - 1, 0))
+        return self.transformer(tokens, image, image_positions, repeats)
+
+    def predict_iou(self, tokens: Tensor, chosen: slice) -> Tensor:
+        """How good the chosen masks will be, known before they are drawn: (B, Q, T, C) -> (B, Q, M)."""
+        return self.iou_head(tokens[:, :, 0])[..., chosen]
+
+    def draw_masks(self, tokens: Tensor, image: Tensor, chosen: slice, size: tuple[int, int]) -> Tensor:
+        """Tokens (B, Q, T, C), image (B, Q, h * w, C) of `size` (h, w) -> mask logits (B, Q, M, 4h, 4w)."""
         weights = self.mask_weights(tokens[:, :, 1 : 1 + self.config.num_mask_tokens], chosen)
-        upscaled = self.upscale(image.transpose(2, 3).flatten(0, 1).unflatten(-1, grid))
-        masks = (weights.flatten(0, 1) @ upscaled.flatten(2)).unflatten(0, prompts.shape[:2])
-        return EfficientSamMaskDecoderOutput(
-            iou_scores=self.iou_head(tokens[:, :, 0])[..., chosen],
-            pred_masks=masks.unflatten(-1, upscaled.shape[-2:]),
-        )
+        masks = weights.flatten(0, 1) @ self.upscale(image.flatten(0, 1)).transpose(1, 2)
+        # Cells, then halves of cells, then quarters, by row and column each: brought into rows and columns of pixels.
+        masks = masks.unflatten(-1, (*size, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return masks.reshape(*tokens.shape[:2], -1, 4 * size[0], 4 * size[1])
 
     def mask_weights(self, mask_tokens: Tensor, chosen: slice) -> Tensor:
         """Each chosen mask token's own network turns it into a filter: (B, Q, tokens, C) -> (B, Q, M, channels)."""
@@ -579,9 +689,22 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         return torch.stack([self.hypernetworks[number](mask_tokens[:, :, number]) for number in numbers], dim=2)
 
     def upscale(self, image: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, channels, 4h, 4w)."""
-        image = self.activation(self.upscale_norm(self.upscale_conv1(image)))
-        return self.activation(self.upscale_conv2(image))
+        """Cells (N, h * w, C) -> their quarters' quarters (N, h * w * 16, channels), cell after cell.
+
+        A transposed convolution whose stride is its kernel is one matrix for each cell; channels stay last throughout.
+        """
+        image = spread(image, self.upscale_conv1)
+        # One group of all channels: a layer norm over everything but the batch.
+        image = F.layer_norm(image, image.shape[1:], eps=self.upscale_norm.eps)
+        image = self.activation(torch.addcmul(self.upscale_norm.bias, image, self.upscale_norm.weight))
+        return self.activation(spread(image, self.upscale_conv2))
+
+
+def spread(cells: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
+    """What a 2 x 2 transposed convolution of stride 2 makes of each cell: (N, S, C) -> (N, S * 4, channels)."""
+    matrix = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    bias = convolution.bias.repeat(4)
+    return F.linear(cells, matrix, bias).unflatten(-1, (4, -1)).flatten(1, 2)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -645,7 +768,7 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
     def get_prompt_embeddings(
         self, input_points: Tensor | None, input_labels: Tensor | None, input_boxes: Tensor | None, size: Tensor
     ) -> Tensor:
-        """Prompts in pixels of a picture of `size` (width, height) -> tokens (B, Q, max_prompt_points, C)."""
+        """Prompts in pixels of a picture of `size` (width, height) -> tokens (B, Q, P + 1, C), see the encoder's."""
         points, labels = gather_slots(input_points, input_labels, input_boxes)
         return self.prompt_encoder(self.shared_image_embedding, points, labels, size)
 
@@ -727,7 +850,8 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         dense = self.prompt_encoder.embed_masks(input_masks)
         single = not multimask_output and self.config.mask_decoder_config.single_mask_token
         chosen = slice(0, 1) if single else slice(1, None)
-        decoded = self.mask_decoder(embeddings, positions, prompts, dense, chosen, **kwargs)
+        last_stands_for = self.config.prompt_encoder_config.max_prompt_points - prompts.shape[2] + 1
+        decoded = self.mask_decoder(embeddings, positions, prompts, dense, chosen, last_stands_for, **kwargs)
         if not multimask_output and not single:
             decoded.pred_masks, decoded.iou_scores = best_mask(decoded.pred_masks, decoded.iou_scores)
         return decoded
