@@ -35,6 +35,7 @@ FLOORS = [
         "modeling_efficientsam_backbone",
         "conversion",
         "prediction",
+        "mask_search",
         "visualization",
         "data",
     },

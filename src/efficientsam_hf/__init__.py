@@ -16,6 +16,7 @@ from .configuration_efficientsam import (
 )
 from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
 from .image_processing_efficientsam import EfficientSamImageProcessor
+from .mask_generation import segment_everything
 from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
 from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
@@ -76,4 +77,5 @@ __all__ = [
     "read_photo",
     "save_for_hub",
     "segment",
+    "segment_everything",
 ]

@@ -634,8 +634,8 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         image_positions: Tensor,
         prompts: Tensor,
         dense: Tensor | None,
+        last_stands_for: int,
         chosen: slice,
-        last_stands_for: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EfficientSamMaskDecoderOutput:
         """Decode each prompt by itself.
@@ -645,8 +645,8 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             image_positions: (h * w, C).
             prompts: (B, Q, P, C).
             dense: What mask prompts add to the image, (B, Q, h * w, C) or (1, C), or None.
-            chosen: Which of the mask tokens answer.
             last_stands_for: How many slots the last of the P tokens stands for.
+            chosen: Which of the mask tokens answer.
             **kwargs: Nothing that the decoder uses.
         """
         tokens, image = self.look(image_embeddings, image_positions, prompts, dense, last_stands_for)
@@ -670,6 +670,12 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         tokens = torch.cat([output_tokens, prompts], dim=2)
         repeats = F.pad(tokens.new_tensor([math.log(last_stands_for)]), (tokens.shape[2] - 1, 0))
         return self.transformer(tokens, image, image_positions, repeats)
+
+    def bytes_per_prompt(self, cells: int) -> int:
+        """About what one prompt takes while its masks are drawn over an embedding grid of so many cells."""
+        width1, width2 = self.config.upscaling_channels
+        values = 5 * self.config.hidden_size + 3 * 4 * width1 + 2 * 16 * width2
+        return cells * values * self.iou_token.element_size()
 
     def predict_iou(self, tokens: Tensor, chosen: slice) -> Tensor:
         """How good the chosen masks will be, known before they are drawn: (B, Q, T, C) -> (B, Q, M)."""
@@ -839,6 +845,23 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         **kwargs: Any,
     ) -> EfficientSamMaskDecoderOutput:
         """Embeddings (B, C, h, w) and prompts as in `forward` -> masks and their predicted IoU."""
+        inputs = self.get_decoder_inputs(embeddings, input_points, input_labels, input_boxes, input_masks)
+        single = not multimask_output and self.config.mask_decoder_config.single_mask_token
+        chosen = slice(0, 1) if single else slice(1, None)
+        decoded = self.mask_decoder(**inputs, chosen=chosen, **kwargs)
+        if not multimask_output and not single:
+            decoded.pred_masks, decoded.iou_scores = best_mask(decoded.pred_masks, decoded.iou_scores)
+        return decoded
+
+    def get_decoder_inputs(
+        self,
+        embeddings: Tensor,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Embeddings (B, C, h, w) and prompts as in `forward` -> what the mask decoder's `look` and `forward` take."""
         height, width = embeddings.shape[-2:]
         self.check_prompts(embeddings, input_points, input_boxes, input_masks)
         patch = self.config.vision_config.patch_size
@@ -846,15 +869,13 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         if input_points is None and input_boxes is None:
             input_boxes = embeddings.new_full((*input_masks.shape[:2], 4), -1.0)
         prompts = self.get_prompt_embeddings(input_points, input_labels, input_boxes, size)
-        positions = self.get_image_wide_positional_embeddings(height, width).to(embeddings.dtype)
-        dense = self.prompt_encoder.embed_masks(input_masks)
-        single = not multimask_output and self.config.mask_decoder_config.single_mask_token
-        chosen = slice(0, 1) if single else slice(1, None)
-        last_stands_for = self.config.prompt_encoder_config.max_prompt_points - prompts.shape[2] + 1
-        decoded = self.mask_decoder(embeddings, positions, prompts, dense, chosen, last_stands_for, **kwargs)
-        if not multimask_output and not single:
-            decoded.pred_masks, decoded.iou_scores = best_mask(decoded.pred_masks, decoded.iou_scores)
-        return decoded
+        return {
+            "image_embeddings": embeddings,
+            "image_positions": self.get_image_wide_positional_embeddings(height, width).to(embeddings.dtype),
+            "prompts": prompts,
+            "dense": self.prompt_encoder.embed_masks(input_masks),
+            "last_stands_for": self.config.prompt_encoder_config.max_prompt_points - prompts.shape[2] + 1,
+        }
 
     def check_prompts(
         self, embeddings: Tensor, points: Tensor | None, boxes: Tensor | None, masks: Tensor | None

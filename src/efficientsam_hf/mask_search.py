@@ -1,0 +1,316 @@
+"""The search for objects in one crop of a picture: clicks, filters, and the masks that stay, drawn at full size.
+
+H x W the crop, Q clicks, M masks a click, N masks found so far, h x w the embedding grid of the model.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .masks_efficientsam import (
+    cut_off_by_crop,
+    encode_rle,
+    masks_to_boxes,
+    nms,
+    point_grid,
+    resize_masks,
+    stability_score,
+)
+from .modeling_efficientsam import EfficientSamModel
+from .processing_efficientsam import EfficientSamProcessor
+
+FULL_SIZE_BYTES = 2**27  # masks of full size that exist at one time
+DECODER_BYTES = 2**29  # what the decoder may take at one time
+
+
+@dataclass(frozen=True)
+class MaskGenerationSettings:
+    """How closely to look and what to keep; names as in segment-anything's generator.
+
+    Args:
+        points_per_side: Clicks along each side of the picture.
+        points_per_batch: Clicks decoded at one time, halved when the accelerator's memory does not suffice; None takes
+            as many as `DECODER_BYTES` hold.
+        pred_iou_thresh: Masks whose predicted IoU is not above are dropped, 0 to 1; 0 keeps all.
+        stability_score_thresh: Masks whose stability is not above are dropped, 0 to 1; 0 keeps all.
+        stability_score_offset: How far the threshold of the logits moves for the stability score.
+        box_nms_thresh: Of masks of one crop whose boxes overlap by more, the one with the best predicted IoU stays.
+        crop_n_layers: Layers of crops behind the picture itself; layer i has 2**i x 2**i.
+        crop_nms_thresh: As `box_nms_thresh`, between crops; there the mask of the smaller crop stays.
+        crop_overlap_ratio: Overlap of the crops of layer 1 as a part of the picture's short side.
+        crop_n_points_downscale_factor: Clicks along a side are divided by this from layer to layer.
+        min_mask_region_area: Holes and islands of fewer pixels are filled and removed; 0 leaves them. Needs scipy.
+        multimask: All three masks of a click go through the filters, or only the one with the best predicted IoU.
+        strategy: "grid" asks every click; "adaptive" goes from coarse to fine and asks none that lies on a mask found
+            already, the smallest of its click.
+        exact: Judge stability and overlap at full size, as segment-anything does, which takes much longer.
+    """
+
+    points_per_side: int = 32
+    points_per_batch: int | None = None
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    min_mask_region_area: int = 0
+    multimask: bool = True
+    strategy: str = "grid"
+    exact: bool = False
+
+    @classmethod
+    def read(cls, **options: Any) -> "MaskGenerationSettings":
+        """Settings of these options; an unknown one is refused by its name."""
+        names = [item.name for item in fields(cls)]
+        for name in options:
+            if name not in names:
+                raise ValueError(f"unknown option {name!r}, wanted one of {', '.join(names)}")
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        ranges = {"pred_iou_thresh": 1, "stability_score_thresh": 1, "box_nms_thresh": 1, "crop_nms_thresh": 1}
+        ranges |= {"crop_overlap_ratio": 1, "stability_score_offset": float("inf")}
+        ranges |= {"min_mask_region_area": float("inf"), "crop_n_layers": float("inf")}
+        for name, most in ranges.items():
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name} must be 0 to {most}, got {value}")
+        for name in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if self.strategy not in ("grid", "adaptive"):
+            raise ValueError(f'strategy must be "grid" or "adaptive", got {self.strategy!r}')
+
+
+@dataclass
+class Candidates:
+    """Masks that passed the filters, without their pixels: where to find them again, and how good they are."""
+
+    points: Tensor = field(default_factory=lambda: torch.empty(0, 2))  # (N, 2) the clicks, in the model's pixels
+    tokens: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (N,) which of a click's masks
+    scores: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) predicted IoU
+    stability: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,)
+    boxes: Tensor = field(default_factory=lambda: torch.empty(0, 4))  # (N, 4) in the crop's pixels
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, rows: Tensor) -> "Candidates":
+        return Candidates(*(getattr(self, item.name)[rows] for item in fields(self)))
+
+    @classmethod
+    def join(cls, parts: list["Candidates"]) -> "Candidates":
+        """All of them, in order."""
+        return cls(*(torch.cat([getattr(part, item.name) for part in [cls(), *parts]]) for item in fields(cls)))
+
+
+@dataclass
+class Crop:
+    """One crop of a picture, embedded: clicks go in, records come out.
+
+    Args:
+        model: Any device.
+        processor: The model's.
+        embeddings: (1, channels, h, w).
+        box: x0, y0, x1, y1 of the crop in the picture.
+        picture_size: Height and width of the picture.
+        settings: What to keep.
+    """
+
+    model: EfficientSamModel
+    processor: EfficientSamProcessor
+    embeddings: Tensor
+    box: tuple[int, int, int, int]
+    picture_size: tuple[int, int]
+    settings: MaskGenerationSettings
+
+    def __post_init__(self) -> None:
+        left, top, right, bottom = self.box
+        self.size = (bottom - top, right - left)
+        patch = self.model.config.vision_config.patch_size
+        self.frame = torch.tensor([patch * side for side in reversed(self.embeddings.shape[-2:])])
+        cells = self.embeddings.shape[-2] * self.embeddings.shape[-1]
+        fitting = max(1, DECODER_BYTES // self.model.mask_decoder.bytes_per_prompt(cells))
+        self.points_per_batch = self.settings.points_per_batch or fitting
+
+    def search(self, side: int) -> Candidates:
+        """The masks that side x side clicks give, after all filters and non-maximum suppression."""
+        points = point_grid(side) * self.frame
+        if self.settings.strategy == "grid":
+            found = self.ask(points)
+        else:
+            found = self.ask_where_nothing_is(points, side)
+        return found[nms(found.boxes, found.scores, self.settings.box_nms_thresh)]
+
+    def ask(self, points: Tensor, covered: Tensor | None = None) -> Candidates:
+        """What is left of the masks of these clicks (Q, 2); their pixels are noted in `covered` (4h, 4w), if given."""
+        parts = []
+        for _, (clicks, tokens, scores, masks) in self.in_batches(self.draw_trusted, points):
+            stability, boxes = self.judge(masks)
+            left, top, right, bottom = self.box
+            placed = boxes + torch.tensor([left, top, left, top])
+            keep = boxes[:, 2] > boxes[:, 0]
+            keep &= ~cut_off_by_crop(placed, [left, top, right, bottom], *self.picture_size)
+            if self.settings.stability_score_thresh > 0:
+                keep &= stability > self.settings.stability_score_thresh
+            parts.append(Candidates(clicks, tokens, scores, stability, boxes)[keep])
+            if covered is not None:
+                covered |= smallest_of_each_click(masks[keep.to(masks.device)] >= 0, parts[-1].points).any(0).cpu()
+        return Candidates.join(parts)
+
+    def ask_where_nothing_is(self, points: Tensor, side: int) -> Candidates:
+        """As `ask`, from coarse to fine, without clicks (side * side, 2) that lie on what was found before."""
+        height, width = (4 * cells for cells in self.embeddings.shape[-2:])
+        covered = torch.zeros(height, width, dtype=torch.bool)
+        rows, columns = torch.arange(side * side) // side, torch.arange(side * side) % side
+        cells = (points / self.frame * torch.tensor([width, height])).long()
+        asked = torch.zeros(side * side, dtype=torch.bool)
+        found, step = [], 2 ** max(0, side.bit_length() - 2)
+        while step:
+            due = (rows % step == step // 2) & (columns % step == step // 2) & ~asked
+            due &= ~covered[cells[:, 1], cells[:, 0]]
+            asked |= due
+            found.append(self.ask(points[due], covered))
+            step //= 2
+        return Candidates.join(found)
+
+    def judge(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, 4h, 4w) -> stability (N,) and boxes (N, 4) in the crop's pixels, on the CPU."""
+        offset = self.settings.stability_score_offset
+        if not self.settings.exact:
+            scale = [self.size[1] / masks.shape[-1], self.size[0] / masks.shape[-2]] * 2
+            return stability_score(masks, 0.0, offset).cpu(), masks_to_boxes(masks >= 0).cpu() * torch.tensor(scale)
+        stability, boxes = [torch.empty(0)], [torch.empty(0, 4)]
+        for chunk in masks.split(self.full_size_chunk):
+            resized = resize_masks(chunk, self.size, self.processor.image_processor.mask_interpolation)
+            stability.append(stability_score(resized, 0.0, offset).cpu())
+            boxes.append(masks_to_boxes(resized >= 0).cpu().float())
+        return torch.cat(stability), torch.cat(boxes)
+
+    @property
+    def full_size_chunk(self) -> int:
+        """How many masks may exist at full size at one time."""
+        return max(1, FULL_SIZE_BYTES // (4 * self.size[0] * self.size[1]))
+
+    def records(self, found: Candidates) -> list[dict[str, Any]]:
+        """Draw the candidates once more, at full size."""
+        left, top, right, bottom = self.box
+        share = torch.tensor([right - left, bottom - top]) / self.frame
+        clicks = found.points * share + torch.tensor([left, top])
+        records = []
+        for rows, masks in self.redraw(found):
+            for row, mask in zip(rows, masks, strict=True):
+                if self.settings.min_mask_region_area:
+                    mask = without_small_regions(mask, self.settings.min_mask_region_area)
+                if not mask.any():
+                    continue
+                whole = torch.zeros(self.picture_size, dtype=torch.bool)
+                whole[top:bottom, left:right] = mask
+                x0, y0, x1, y1 = masks_to_boxes(whole).tolist()
+                records.append(
+                    {
+                        "segmentation": encode_rle(whole),
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "area": int(whole.sum()),
+                        "predicted_iou": float(found.scores[row]),
+                        "stability_score": float(found.stability[row]),
+                        "point_coords": [clicks[row].tolist()],
+                        "crop_box": [left, top, right - left, bottom - top],
+                    }
+                )
+        return records
+
+    def redraw(self, found: Candidates) -> Iterator[tuple[list[int], Tensor]]:
+        """Rows of the candidates with their masks at the crop's size, (rows, H, W), booleans on the CPU."""
+        mode = self.processor.image_processor.mask_interpolation
+
+        def drawn(rows: Tensor) -> Tensor:
+            masks = self.draw(*self.look(found.points[rows]))[torch.arange(len(rows)), found.tokens[rows]]
+            return resize_masks(masks, self.size, mode, threshold=0.0).cpu()
+
+        for rows in torch.arange(len(found)).split(self.full_size_chunk):
+            for part, masks in self.in_batches(drawn, rows):
+                yield part.tolist(), masks
+
+    def draw_trusted(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Decode clicks (Q, 2), and draw what the model trusts.
+
+        Returns:
+            Of N masks: clicks (N, 2), which of the click's masks (N,), predicted IoU (N,), all three on the CPU, and
+            logits (N, 4h, 4w).
+        """
+        tokens, image = self.look(points)
+        scores = self.model.mask_decoder.predict_iou(tokens, slice(1, None))[0].float()
+        threshold = self.settings.pred_iou_thresh
+        trusted = scores > threshold if threshold > 0 else torch.ones_like(scores, dtype=torch.bool)
+        if not self.settings.multimask:
+            trusted &= torch.arange(scores.shape[1], device=scores.device) == scores.argmax(1, keepdim=True)
+        clicks = trusted.any(1)
+        masks = self.draw(tokens[:, clicks], image[:, clicks])[trusted[clicks]]
+        which = trusted.nonzero().cpu()
+        return points[which[:, 0]], which[:, 1], scores[trusted].cpu(), masks
+
+    def look(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Clicks (Q, 2) -> the decoder's tokens and image, before any mask is drawn."""
+        points = points[None, :, None].to(self.embeddings.device)
+        return self.model.mask_decoder.look(**self.model.get_decoder_inputs(self.embeddings, points))
+
+    def draw(self, tokens: Tensor, image: Tensor) -> Tensor:
+        """What `look` gave for Q clicks -> logits (Q, M, 4h, 4w), float32."""
+        masks = self.model.mask_decoder.draw_masks(tokens, image, slice(1, None), self.embeddings.shape[-2:])
+        return masks[0].float()
+
+    def in_batches(self, work: Callable[[Tensor], Any], rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
+        """Do `work` on as many rows at one time as memory allows; gives each batch of rows with its result."""
+        start = 0
+        while start < len(rows):
+            batch = rows[start : start + self.points_per_batch]
+            try:
+                result = work(batch)
+            except torch.OutOfMemoryError:
+                if self.points_per_batch == 1:
+                    raise
+                self.points_per_batch //= 2
+                warnings.warn(f"out of memory: trying {self.points_per_batch} clicks at a time", stacklevel=2)
+                continue
+            yield batch, result
+            start += len(batch)
+
+
+def smallest_of_each_click(masks: Tensor, points: Tensor) -> Tensor:
+    """Of masks (N, h, w) with the clicks (N, 2) that gave them, the smallest of each click."""
+    if not len(masks):
+        return masks
+    clicks = points.unique(dim=0, return_inverse=True)[1]
+    areas = masks.sum((1, 2)).cpu()
+    smallest = [int(rows[areas[rows].argmin()]) for rows in (torch.where(clicks == c)[0] for c in clicks.unique())]
+    return masks[smallest]
+
+
+def without_small_regions(mask: Tensor, least: int) -> Tensor:
+    """A mask (H, W) with holes of fewer than `least` pixels filled and islands of fewer removed, but for the largest.
+
+    Raises:
+        ImportError: without scipy.
+    """
+    from scipy import ndimage
+
+    neighbours = torch.ones(3, 3).numpy()
+    for fill in (True, False):
+        regions = (~mask if fill else mask).numpy()
+        labels, count = ndimage.label(regions, structure=neighbours)
+        if not count:
+            continue
+        areas = torch.from_numpy(ndimage.sum_labels(regions, labels, range(1, count + 1)))
+        small = areas < least
+        if not fill and small.all():
+            small[areas.argmax()] = False
+        turned = torch.cat([torch.tensor([False]), small])[torch.from_numpy(labels).long()]
+        mask = mask | turned if fill else mask & ~turned
+    return mask
