@@ -5,9 +5,9 @@ It is no part of the package, because importing that registers its classes with 
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,25 +52,6 @@ def parse_numbers(text: str, name: str, counts: tuple[int, ...], form: str) -> l
     return numbers
 
 
-@contextmanager
-def written_together(paths: list[Path]) -> Iterator[list[Path]]:
-    """Files beside the wanted ones to write to; renamed at the end if all went well, taken away if not."""
-    for path in paths:
-        if path.parent.is_file():
-            raise NotADirectoryError(f"{path.parent} is a file, wanted a folder to write {path.name} into")
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder, wanted a file to write")
-        path.parent.mkdir(parents=True, exist_ok=True)
-    beside = [path.with_name(f".{path.stem}.part{path.suffix}") for path in paths]
-    try:
-        yield beside
-        for partial, path in zip(beside, paths, strict=True):
-            partial.replace(path)
-    finally:
-        for partial in beside:
-            partial.unlink(missing_ok=True)
-
-
 @app.command()
 @one_line_errors
 def predict(
@@ -97,6 +78,7 @@ def predict(
     from transformers.utils import logging
 
     from efficientsam_hf import draw_segmentation, load_checkpoint, read_photo, segment
+    from efficientsam_hf.written_files import written_together
 
     picture = read_photo(photo)
     logging.disable_progress_bar()
@@ -125,6 +107,70 @@ def as_objects(points: list, labels: list, boxes: list) -> dict[str, Any]:
         "labels": [labels] + [None] * boxed if clicked else None,
         "boxes": [None] * clicked + boxes if boxed else None,
     }
+
+
+@app.command()
+@one_line_errors
+def everything(
+    source: Annotated[str, typer.Argument(help="picture file or URL, or a folder of pictures")],
+    model: Annotated[str | None, typer.Option(help="folder or Hub id; the bundled checkpoint if left out")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="overlay picture; for a folder, the folder to write into")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="masks in COCO's format")] = None,
+    points_per_side: Annotated[int, typer.Option(help="clicks along each side")] = 32,
+    pred_iou_thresh: Annotated[float | None, typer.Option(help="least predicted IoU, 0 to 1")] = None,
+    stability_score_thresh: Annotated[float | None, typer.Option(help="least stability, 0 to 1")] = None,
+    box_nms_thresh: Annotated[float | None, typer.Option(help="most overlap of two masks' boxes, 0 to 1")] = None,
+    crop_n_layers: Annotated[int, typer.Option(help="layers of crops, each twice as close")] = 0,
+    min_mask_region_area: Annotated[int, typer.Option(help="fill holes, drop islands of fewer pixels")] = 0,
+    strategy: Annotated[str, typer.Option(help='"grid", or "adaptive": no click on what was found already')] = "grid",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
+) -> None:
+    """Find every object of a picture, or of each picture of a folder, and draw them.
+
+    A folder's pictures get a PNG and a JSON file each in OUTPUT (SOURCE_masks if left out), and together
+    OUTPUT/coco.json. Started again, the command goes on where it stopped.
+    """
+    options = {
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": pred_iou_thresh,
+        "stability_score_thresh": stability_score_thresh,
+        "box_nms_thresh": box_nms_thresh,
+        "crop_n_layers": crop_n_layers,
+        "min_mask_region_area": min_mask_region_area,
+        "strategy": strategy,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+
+    from transformers.utils import logging
+
+    from efficientsam_hf import load_checkpoint
+    from efficientsam_hf.mask_generation import MaskGenerationSettings, segment_file, segment_folder
+
+    MaskGenerationSettings.read(**options)
+    if Path(source).is_dir() and json_file:
+        raise ValueError("--json is for one picture: a folder's masks go to coco.json in OUTPUT")
+    logging.disable_progress_bar()
+    loaded, processor = load_checkpoint(model, device=device)
+    if not Path(source).is_dir():
+        output = output or Path(f"{Path(source).stem}_everything.png")
+        count = segment_file(loaded, processor, source, output, json_file, **options)
+        typer.echo(f"{count} masks: {output}" + (f", {json_file}" if json_file else ""))
+        return
+    output = output or Path(f"{Path(source).resolve().name}_masks")
+    problems = segment_folder(loaded, processor, source, output, progress=progress_bar, **options)
+    for problem in problems:
+        typer.echo(f"efficientsam: {problem}", err=True)
+    typer.echo(f"masks of {Path(source)}: {output}")
+    if problems:
+        raise typer.Exit(2)
+
+
+def progress_bar(items: list) -> Iterator:
+    """The items, with a bar on the terminal that says how many are done."""
+    with typer.progressbar(items, label="pictures", file=sys.stderr) as bar:
+        yield from bar
 
 
 @app.command()

@@ -27,6 +27,7 @@ FLOORS = [
         "loss_efficientsam",
         "pictures_efficientsam",
         "prompts_efficientsam",
+        "written_files",
     },
     {"image_processing_efficientsam"},
     {"processing_efficientsam", "modeling_efficientsam"},

@@ -165,3 +165,89 @@ def test_overlay_shows_the_mask(room, checkpoint, photo):
     drawn = np.asarray(Image.open("o.png")).astype(int)
     assert 0 < mask.mean() < 1, "the box must give a mask to look at"
     assert np.abs(drawn - photo)[mask].mean() > 10
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Everything
+
+LOOSE = [
+    "--points-per-side",
+    "3",
+    "--pred-iou-thresh",
+    "0",
+    "--stability-score-thresh",
+    "0",
+    "--box-nms-thresh",
+    "0.9",
+]
+
+
+def test_everything_draws_a_picture_and_writes_coco(room, checkpoint, photo):
+    result = run("everything", "photo.png", "--model", checkpoint, "--json", "coco.json", *LOOSE)
+    assert result.exit_code == 0, result.output
+    assert Image.open("photo_everything.png").size == (photo.shape[1], photo.shape[0])
+    dataset = json.loads(Path("coco.json").read_text())
+    (image,) = dataset["images"]
+    assert image == {"id": 1, "file_name": "photo.png", "width": photo.shape[1], "height": photo.shape[0]}
+    assert len(dataset["annotations"]) > 0
+    assert f"{len(dataset['annotations'])} masks" in result.output
+    for number, record in enumerate(dataset["annotations"], start=1):
+        assert (record["id"], record["image_id"], record["category_id"], record["iscrowd"]) == (number, 1, 1, 0)
+        assert decode_rle(record["segmentation"]).sum() == record["area"]
+
+
+def test_coco_tools_read_it(room, checkpoint):
+    coco = pytest.importorskip("pycocotools.coco")
+    run("everything", "photo.png", "--model", checkpoint, "--json", "coco.json", *LOOSE)
+    loaded = coco.COCO("coco.json")
+    for record in loaded.loadAnns(loaded.getAnnIds(imgIds=[1])):
+        assert loaded.annToMask(record).sum() == record["area"]
+
+
+def test_everything_of_a_folder_goes_on_where_it_stopped(room, checkpoint, photo):
+    Path("set").mkdir()
+    for name in ("a.png", "b.jpg"):
+        Image.fromarray(photo).save(Path("set", name))
+    Path("set", "c.jpg").write_text("no picture")
+    Path("set", "notes.txt").write_text("left alone")
+    result = run("everything", "set", "--model", checkpoint, *LOOSE)
+    assert result.exit_code == 2
+    assert "c.jpg" in result.output
+    assert "Traceback" not in result.output
+    made = sorted(path.name for path in Path("set_masks").iterdir())
+    assert made == ["a.json", "a.png", "b.json", "b.png", "coco.json"]
+    before = Path("set_masks", "a.json").stat().st_mtime_ns
+    Path("set", "c.jpg").unlink()
+    Path("set_masks", "b.json").unlink()
+    assert run("everything", "set", "--model", checkpoint, *LOOSE).exit_code == 0
+    assert Path("set_masks", "a.json").stat().st_mtime_ns == before
+    dataset = json.loads(Path("set_masks", "coco.json").read_text())
+    assert [image["file_name"] for image in dataset["images"]] == ["a.png", "b.jpg"]
+    assert {record["image_id"] for record in dataset["annotations"]} == {1, 2}
+    ids = [record["id"] for record in dataset["annotations"]]
+    assert ids == list(range(1, len(ids) + 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photo.png", "--points-per-side", "0"], "points_per_side must be 1 or more, got 0"),
+        (["photo.png", "--pred-iou-thresh", "1.5"], "pred_iou_thresh must be 0 to 1, got 1.5"),
+        (["photo.png", "--strategy", "fast"], "strategy must be"),
+        (["missing.png"], "missing.png"),
+        (["empty"], "no picture in empty"),
+        (["empty", "--json", "x.json"], "--json is for one picture"),
+        (["twice"], "two pictures are called a in twice"),
+    ],
+)
+def test_everything_says_what_is_wrong(room, checkpoint, photo, arguments, message):
+    Path("empty").mkdir()
+    Path("twice").mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(photo).save(Path("twice", name))
+    before = sorted(Path().rglob("*"))
+    result = run("everything", *arguments, "--model", checkpoint)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert sorted(Path().rglob("*")) == before

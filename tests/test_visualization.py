@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientsam_hf import draw_segmentation
+from efficientsam_hf import draw_everything, draw_segmentation
 from efficientsam_hf.visualization import BACKGROUND, COLORS, FOREGROUND
 
 
@@ -44,3 +44,17 @@ def test_no_mask_and_an_empty_mask(photo):
 def test_sizes_must_fit(photo):
     with pytest.raises(ValueError, match=r"masks must be \(N, 48, 80\) like the photo, got \(1, 4, 4\)"):
         draw_segmentation(photo, np.zeros((1, 4, 4), bool))
+
+
+def test_everything_is_drawn_the_last_mask_on_top(photo, masks):
+    whole = np.ones(photo.shape[:2], dtype=bool)
+    drawn = np.asarray(draw_everything(photo, iter([whole, *masks]))).astype(int)
+    assert drawn.shape == photo.shape
+    colors = [drawn[spot] - 0.5 * photo[spot] for spot in ((2, 40), (20, 20), (36, 62))]
+    for one in range(3):
+        for other in range(one):
+            assert np.abs(colors[one] - colors[other]).max() > 30
+
+
+def test_everything_without_masks_is_the_photo(photo):
+    assert np.array_equal(np.asarray(draw_everything(photo, [])), photo)

@@ -20,7 +20,7 @@ from .mask_generation import segment_everything
 from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
 from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
-from .visualization import draw_segmentation
+from .visualization import draw_everything, draw_segmentation
 
 try:
     __version__ = version("efficientsam-hf")
@@ -71,6 +71,7 @@ __all__ = [
     "Segmentation",
     "__version__",
     "default_checkpoint",
+    "draw_everything",
     "draw_segmentation",
     "load_checkpoint",
     "push_to_hub",

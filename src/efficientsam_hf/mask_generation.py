@@ -7,16 +7,23 @@ before a mask is drawn, and stability and overlap are judged on the decoder's ow
 are drawn at full size. What is held at one time is bounded, whatever the size of the picture and the number of clicks.
 """
 
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .mask_search import Crop, MaskGenerationSettings
-from .masks_efficientsam import layered_crops, nms
+from .masks_efficientsam import decode_rle, layered_crops, nms
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
+from .prediction import read_photo
 from .processing_efficientsam import EfficientSamProcessor
+from .visualization import draw_everything
+from .written_files import written_together
 
 
 @torch.inference_mode()
@@ -101,4 +108,90 @@ def drop_doubles(records: list[dict[str, Any]], threshold: float) -> list[dict[s
     return [records[index] for index in nms(boxes, nearness, threshold).tolist()]
 
 
-__all__ = ["MaskGenerationSettings", "segment_everything"]
+def coco_dataset(pictures: list[tuple[str, int, int, list[dict[str, Any]]]]) -> dict[str, Any]:
+    """File name, width, height and records of each picture -> COCO's dataset, all objects of one category."""
+    images, annotations = [], []
+    for image_id, (name, width, height, records) in enumerate(pictures, start=1):
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for record in records:
+            ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0}
+            annotations.append({**record, **ids})
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+
+
+def segment_file(
+    model: EfficientSamModel,
+    processor: EfficientSamProcessor,
+    picture: str | Path,
+    overlay: str | Path,
+    coco: str | Path | None = None,
+    **options: Any,
+) -> int:
+    """Find the objects of a picture file or URL, draw them as a PNG, write them in COCO's format; all or nothing.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        ValueError: for what is no picture, or an option as in `segment_everything`.
+        OSError: if a file cannot be read or written.
+    """
+    paths = [Path(overlay), Path(coco)] if coco else [Path(overlay)]
+    photo = read_photo(picture)
+    with written_together(paths) as (overlay_part, *coco_part):
+        records = segment_everything(model, processor, photo, **options)
+        largest_first = sorted(records, key=lambda record: -record["area"])
+        drawn = draw_everything(photo, (decode_rle(record["segmentation"]).numpy() for record in largest_first))
+        drawn.save(overlay_part, format="PNG")
+        for part in coco_part:
+            dataset = coco_dataset([(Path(picture).name, photo.width, photo.height, records)])
+            part.write_text(json.dumps(dataset))
+    return len(records)
+
+
+def segment_folder(
+    model: EfficientSamModel,
+    processor: EfficientSamProcessor,
+    folder: str | Path,
+    output: str | Path,
+    progress: Callable[[list[Path]], Iterable[Path]] = iter,
+    **options: Any,
+) -> list[str]:
+    """As `segment_file` for every picture in a folder: NAME.png and NAME.json in `output`, and coco.json of all.
+
+    Pictures whose JSON file is there are not done again. `progress` gives the pictures one by one.
+
+    Returns:
+        A line for each picture that could not be read; the others are done nevertheless.
+
+    Raises:
+        ValueError: if the folder has no picture, or two whose files would have the same name.
+    """
+    folder, output = Path(folder), Path(output)
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in Image.registered_extensions())
+    names = [path.stem for path in pictures]
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if not pictures or doubles:
+        raise ValueError(f"two pictures are called {doubles[0]} in {folder}" if doubles else f"no picture in {folder}")
+
+    def attempt(path: Path) -> str | None:
+        try:
+            segment_file(model, processor, path, output / f"{path.stem}.png", output / f"{path.stem}.json", **options)
+        except (ValueError, OSError) as error:
+            return str(error).strip().splitlines()[0]
+        return None
+
+    to_do = [path for path in pictures if not (output / f"{path.stem}.json").exists()]
+    problems = [problem for path in progress(to_do) if (problem := attempt(path))]
+    found = []
+    for path in pictures:
+        if (output / f"{path.stem}.json").exists():
+            dataset = json.loads((output / f"{path.stem}.json").read_text())
+            (image,) = dataset["images"]
+            found.append((path.name, image["width"], image["height"], dataset["annotations"]))
+    with written_together([output / "coco.json"]) as (part,):
+        part.write_text(json.dumps(coco_dataset(found)))
+    return problems
+
+
+__all__ = ["MaskGenerationSettings", "coco_dataset", "segment_everything", "segment_file", "segment_folder"]

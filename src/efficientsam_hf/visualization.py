@@ -1,6 +1,7 @@
 """Masks drawn over the photo they belong to, for people."""
 
-from collections.abc import Sequence
+import colorsys
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -57,6 +58,28 @@ def draw_segmentation(
         )
     for point, label in zip(points, labels or [1] * len(points), strict=True):
         mark_point(picture, point, FOREGROUND if label else BACKGROUND, unit)
+    return picture
+
+
+def draw_everything(photo: Image.Image | np.ndarray, masks: Iterable[np.ndarray], opacity: float = 0.5) -> Image.Image:
+    """The photo with many masks, the largest at the bottom, in colours that neighbours are unlikely to share.
+
+    Args:
+        photo: H x W, RGB.
+        masks: (H, W) booleans each, largest first; read one at a time.
+        opacity: Of the colours, 0 to 1.
+    """
+    photo = (photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
+    picture = photo.copy()
+    for index, mask in enumerate(masks):
+        # Steps of the golden ratio around the circle of hues never come back to where they were.
+        hue, value = index * 0.618034 % 1, 1.0 - 0.25 * (index % 3) / 2
+        color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))
+        area = as_image(mask)
+        # Over the photo, not over the larger masks below, or colours would pile up to brown.
+        picture.paste(Image.blend(photo, Image.new("RGB", photo.size, color), opacity), mask=area)
+        edge = ImageChops.subtract(area, area.filter(ImageFilter.MinFilter(3)))
+        picture.paste(color, mask=edge)
     return picture
 
 

@@ -1,0 +1,29 @@
+"""Files that are there whole or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_together(paths: list[Path]) -> Iterator[list[Path]]:
+    """Files beside the wanted ones to write to; renamed at the end if all went well, taken away if not.
+
+    Raises:
+        NotADirectoryError: if the place to write into is a file.
+        IsADirectoryError: if the place to write is a folder.
+    """
+    for path in paths:
+        if path.parent.is_file():
+            raise NotADirectoryError(f"{path.parent} is a file, wanted a folder to write {path.name} into")
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, wanted a file to write")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    beside = [path.with_name(f".{path.stem}.part{path.suffix}") for path in paths]
+    try:
+        yield beside
+        for partial, path in zip(beside, paths, strict=True):
+            partial.replace(path)
+    finally:
+        for partial in beside:
+            partial.unlink(missing_ok=True)
