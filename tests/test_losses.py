@@ -152,6 +152,20 @@ def test_only_the_nearest_guess_is_blamed(logits: Tensor, scores: Tensor, labels
     assert not scores.grad[:, :, others].any()
 
 
+def test_every_guess_may_learn_how_good_it_is(logits: Tensor, scores: Tensor, labels: Tensor):
+    plain = segmentation_loss(logits, scores, labels)
+    every = segmentation_loss(logits, scores.requires_grad_(), labels, every_iou=True)
+    single = [
+        segmentation_loss(logits[:, :, m : m + 1], scores[:, :, m : m + 1], labels)["iou"]
+        for m in range(scores.shape[2])
+    ]
+    assert every["iou"].item() == pytest.approx(torch.stack(single).mean().item(), rel=1e-5)
+    assert every["focal"] == plain["focal"]
+    assert every["dice"] == plain["dice"]
+    every["loss"].backward()
+    assert (scores.grad != 0).all()
+
+
 def test_the_iou_prediction_does_not_pull_at_the_mask(logits: Tensor, scores: Tensor, labels: Tensor):
     logits = logits.requires_grad_()
     loss = segmentation_loss(logits, scores.requires_grad_(), labels, focal_weight=0, dice_weight=0)["loss"]

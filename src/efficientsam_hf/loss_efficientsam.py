@@ -63,6 +63,7 @@ def segmentation_loss(
     focal_weight: float = 20.0,
     dice_weight: float = 1.0,
     iou_weight: float = 1.0,
+    every_iou: bool = False,
 ) -> dict[str, Tensor]:
     """Blame only the mask nearest to the label (Kirillov et al., 2023, appendix A; weights 20 : 1 : 1).
 
@@ -73,6 +74,8 @@ def segmentation_loss(
         focal_weight: Weight of the focal loss.
         dice_weight: Weight of the dice loss.
         iou_weight: Weight of the squared error of the predicted IoU.
+        every_iou: Train the predicted IoU of all masks, as SAM 2 does, so that the best one is known by it; otherwise
+            only that of the nearest.
 
     Returns:
         `loss`, the one to differentiate, and its unweighted parts `focal`, `dice`, `iou`, each a mean over the prompts
@@ -87,10 +90,10 @@ def segmentation_loss(
         wanted_iou = true_iou(logits, targets, known)
     parts = {"focal": focal, "dice": dice, "iou": (iou_scores.float() - wanted_iou) ** 2}
     counted = known[:, :, 0].amax((-2, -1))
-    parts = {
-        name: (part.gather(-1, nearest)[..., 0] * counted).sum() / counted.sum().clamp(min=1)
-        for name, part in parts.items()
-    }
+    of_each = {name: part.gather(-1, nearest)[..., 0] for name, part in parts.items()}
+    if every_iou:
+        of_each["iou"] = parts["iou"].mean(-1)
+    parts = {name: (part * counted).sum() / counted.sum().clamp(min=1) for name, part in of_each.items()}
     loss = focal_weight * parts["focal"] + dice_weight * parts["dice"] + iou_weight * parts["iou"]
     return {"loss": loss, **parts}
 

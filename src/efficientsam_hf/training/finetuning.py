@@ -20,6 +20,7 @@ class InteractiveSegmentation(nn.Module):
         box_chance: How often the first prompt is a box rather than a click.
         box_noise: Standard deviation of the box's coordinates as a share of its side.
         most_box_noise: Largest move of a box's coordinate as a share of the picture's side (20 of 1024 pixels in SAM).
+        every_iou: Train the predicted IoU of all masks of a prompt, not of the nearest alone.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class InteractiveSegmentation(nn.Module):
         box_chance: float = 0.5,
         box_noise: float = 0.1,
         most_box_noise: float = 20 / 1024,
+        every_iou: bool = False,
     ):
         super().__init__()
         slots = model.config.prompt_encoder_config.max_prompt_points
@@ -39,6 +41,7 @@ class InteractiveSegmentation(nn.Module):
         self.box_chance = box_chance
         self.box_noise = box_noise
         self.most_box_noise = most_box_noise
+        self.every_iou = every_iou
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, generator: torch.Generator | None = None
@@ -67,7 +70,8 @@ class InteractiveSegmentation(nn.Module):
                 input_points=points.unflatten(0, labels.shape[:2]),
                 input_labels=point_labels.unflatten(0, labels.shape[:2]),
             )
-            losses.append(segmentation_loss(outputs.pred_masks, outputs.iou_scores, labels))
+            loss = segmentation_loss(outputs.pred_masks, outputs.iou_scores, labels, every_iou=self.every_iou)
+            losses.append(loss)
             if number + 1 < self.rounds:
                 answer = best_mask(outputs.pred_masks.detach(), outputs.iou_scores.detach())[0]
                 # What nobody knows is no error, and gets no click.

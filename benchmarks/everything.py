@@ -1,0 +1,219 @@
+"""Segment everything against two peers, in one run: time, prompts a second, peak memory.
+
+    python benchmarks/everything.py --size 1920x1080
+
+The peers are (a) the plain way, written below: embeddings tiled for each prompt, all masks brought to full size, then
+filtered; and (b) transformers' own pipeline with a SamModel whose decoder has the same size. Weights are random, so
+thresholds are set to let through the shares `--trusted` and, of those, `--stable` of the masks. A prompt costs the
+peers as much however many there are, so that they may be given fewer (`--peer_points_per_side`). Each row's
+memory is measured in a process of its own, beyond what model and picture take.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import SamConfig, SamImageProcessor, SamModel, pipeline
+
+from efficientsam_hf import (
+    VARIANTS,
+    EfficientSamConfig,
+    EfficientSamModel,
+    EfficientSamProcessor,
+    segment_everything,
+)
+from efficientsam_hf.masks_efficientsam import encode_rle, masks_to_boxes, nms, point_grid, stability_score
+
+
+def plain_attention(attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """(N, T, C), (N, S, C), (N, S, C) -> (N, T, C), everything projected."""
+    query, key, value = (
+        project(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for project, tokens in ((attention.q_proj, query), (attention.k_proj, key), (attention.v_proj, value))
+    )
+    return attention.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+def plain_decode(model: EfficientSamModel, embeddings: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings (1, C, h, w), clicks (Q, 2) -> logits (Q, 3, 4h, 4w), predicted IoU (Q, 3), embeddings tiled."""
+    decoder, prompt_encoder = model.mask_decoder, model.prompt_encoder
+    inputs = model.get_decoder_inputs(embeddings, points[None, :, None])
+    prompts, free = inputs["prompts"][0], inputs["last_stands_for"]
+    prompts = torch.cat([prompts, prompts[:, -1:].expand(-1, free - 1, -1)], dim=1)
+    assert prompts.shape[1] == prompt_encoder.config.max_prompt_points
+    count, grid = len(points), embeddings.shape[-2:]
+    image = torch.tile(embeddings, (count, 1, 1, 1)).flatten(2).transpose(1, 2)
+    positions = inputs["image_positions"][None].repeat(count, 1, 1)
+    start = torch.cat([decoder.iou_token, decoder.mask_tokens]).expand(count, -1, -1)
+    first = tokens = torch.cat([start, prompts], dim=1)
+    for block in decoder.transformer.blocks:
+        tokens = tokens if block.is_first else tokens + first
+        tokens = block.layer_norm1(tokens + plain_attention(block.self_attention, tokens, tokens, tokens))
+        seen = plain_attention(block.token_to_image, tokens + first, image + positions, image)
+        tokens = block.layer_norm2(tokens + seen)
+        tokens = block.layer_norm3(tokens + block.mlp(tokens))
+        seen = plain_attention(block.image_to_token, image + positions, tokens + first, tokens)
+        image = block.layer_norm4(image + seen)
+    last = decoder.transformer.final_token_to_image
+    tokens = tokens + plain_attention(last, tokens + first, image + positions, image)
+    tokens = decoder.transformer.final_layer_norm(tokens)
+    upscaled = decoder.upscale_conv1(image.transpose(1, 2).unflatten(-1, grid))
+    upscaled = F.gelu(decoder.upscale_conv2(F.gelu(decoder.upscale_norm(upscaled))))
+    weights = torch.stack([decoder.hypernetworks[n](tokens[:, 1 + n]) for n in (1, 2, 3)], dim=1)
+    return (weights @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:]), decoder.iou_head(tokens[:, 0])[:, 1:]
+
+
+def plain_everything(model, processor, photo: Image.Image, side: int, iou: float, stability: float) -> list[dict]:
+    """The plain way: 64 prompts at a time, upsampled, then filtered."""
+    inputs = processor(images=photo, return_tensors="pt")
+    embeddings = model.get_image_embeddings(inputs["pixel_values"])
+    image_size = model.config.vision_config.image_size
+    kept, scores, boxes = [], [], []
+    for points in (point_grid(side) * image_size).split(64):
+        masks, predicted = plain_decode(model, embeddings, points)
+        masks = F.interpolate(masks, photo.size[::-1], mode="bicubic", align_corners=False)
+        masks, predicted = masks.flatten(0, 1), predicted.flatten()
+        masks, predicted = masks[predicted > iou], predicted[predicted > iou]
+        stable = stability_score(masks) > stability
+        masks, predicted = masks[stable] >= 0, predicted[stable]
+        boxes.append(masks_to_boxes(masks))
+        scores.append(predicted)
+        kept += [encode_rle(mask) for mask in masks]
+    return [kept[index] for index in nms(torch.cat(boxes), torch.cat(scores), 0.7).tolist()]
+
+
+def build(name: str):
+    torch.manual_seed(0)
+    if name != "transformers":
+        model = EfficientSamModel(EfficientSamConfig(vision_config=VARIANTS["tiny"])).eval()
+        return model, EfficientSamProcessor.from_model_config(model.config)
+    vision = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "mlp_dim": 768}
+    vision |= {"window_size": 0, "global_attn_indexes": list(range(12))}
+    return SamModel(SamConfig(vision_config=vision)).eval(), SamImageProcessor()
+
+
+def make_photo(width: int, height: int) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@torch.inference_mode()
+def thresholds(name: str, model, processor, photo: Image.Image, trusted: float, stable: float) -> dict[str, float]:
+    """What lets through these shares of the masks of 64 prompts."""
+    pixels = (processor(images=photo, return_tensors="pt"))["pixel_values"]
+    embeddings = model.get_image_embeddings(pixels)
+    points = (point_grid(8) * 1024)[None, :, None]
+    output = model(image_embeddings=embeddings, input_points=points)
+    scores = output.iou_scores.flatten()
+    iou = max(float(scores.quantile(1 - trusted)), 1e-6)
+    stability = stability_score(output.pred_masks.flatten(0, 2)[scores > iou])
+    return {"iou": iou, "stability": max(float(stability.quantile(1 - stable)), 1e-6)}
+
+
+@torch.inference_mode()
+def run(name: str, model, processor, photo: Image.Image, side: int, limits: dict[str, float]) -> int:
+    """Segment everything; how many masks there are."""
+    if name == "plain":
+        return len(plain_everything(model, processor, photo, side, **limits))
+    options = {"pred_iou_thresh": limits["iou"], "stability_score_thresh": limits["stability"]}
+    if name == "ours":
+        return len(segment_everything(model, processor, photo, points_per_side=side, **options))
+    generator = pipeline("mask-generation", model=model, image_processor=processor, device="cpu")
+    return len(generator(photo, points_per_crop=side, points_per_batch=64, **options)["masks"])
+
+
+def bias_iou(name: str, model) -> None:
+    """Predicted IoU of random weights lies about 0; thresholds have to be above it."""
+    head = model.mask_decoder.iou_head if name != "transformers" else model.mask_decoder.iou_prediction_head
+    last = head.layers[-1] if name != "transformers" else head.proj_out
+    with torch.no_grad():
+        last.bias.fill_(0.5)
+
+
+def peak_memory(name: str, args: argparse.Namespace, side: int) -> float:
+    command = [sys.executable, __file__, "--size", args.size, "--memory_of", name, "--points_per_side", str(side)]
+    command += ["--trusted", str(args.trusted), "--stable", str(args.stable)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def status_mebibytes(name: str) -> float:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1]) / 1024
+
+
+def decoder_rates(model, processor, rounds: int) -> None:
+    """Prompts a second of the decoder alone, all masks drawn."""
+    embeddings = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0))
+    points = point_grid(4) * 1024
+
+    def shared() -> tuple[Tensor, Tensor]:
+        output = [model(image_embeddings=embeddings, input_points=p[None, :, None]) for p in points.split(4)]
+        return torch.cat([o.pred_masks[0] for o in output]), torch.cat([o.iou_scores[0] for o in output])
+
+    ways = {"tiled": lambda: plain_decode(model, embeddings, points), "shared": shared}
+    with torch.inference_mode():
+        results = {name: way() for name, way in ways.items()}
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                times[name].append(time.perf_counter() - start)
+    difference = max((a - b).abs().max().item() for a, b in zip(*results.values(), strict=True))
+    ratios = sorted(tiled / ours for tiled, ours in zip(times["tiled"], times["shared"], strict=True))
+    rates = {name: len(points) / float(np.median(row)) for name, row in times.items()}
+    print(
+        f"decoder alone: tiled {rates['tiled']:.1f}, shared {rates['shared']:.1f} prompts a second; "
+        f"ratio {ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); difference {difference:.1e}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="1920x1080")
+    parser.add_argument("--points_per_side", type=int, default=32)
+    parser.add_argument("--peer_points_per_side", type=int, default=32)
+    parser.add_argument("--trusted", type=float, default=0.4, help="share of masks whose predicted IoU suffices")
+    parser.add_argument("--stable", type=float, default=0.5, help="share of those that are stable")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory_of", choices=["ours", "plain", "transformers"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    photo = make_photo(*map(int, args.size.split("x")))
+    names = [args.memory_of] if args.memory_of else ["ours", "plain", "transformers"]
+    rows = []
+    for name in names:
+        model, processor = build(name)
+        bias_iou(name, model)
+        limits = thresholds(name, model, processor, photo, args.trusted, args.stable)
+        side = args.points_per_side if name == "ours" or args.memory_of else args.peer_points_per_side
+        if args.memory_of:
+            Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew (Linux)
+            before = status_mebibytes("VmRSS")
+            run(name, model, processor, photo, side, limits)
+            print(status_mebibytes("VmHWM") - before)
+            return
+        if name == "ours":
+            decoder_rates(model, processor, args.rounds)
+        start = time.perf_counter()
+        count = run(name, model, processor, photo, side, limits)
+        rows.append((name, side**2, time.perf_counter() - start, count, peak_memory(name, args, side)))
+    print(f"{args.size}, Ti, float32, {args.threads} threads, torch {torch.__version__}")
+    print("| | prompts | s | prompts a second | masks | peak memory MiB |\n|---|---|---|---|---|---|")
+    for name, prompts, seconds, count, memory in rows:
+        print(f"| {name} | {prompts} | {seconds:.1f} | {prompts / seconds:.1f} | {count} | {memory:.0f} |")
+    ours = rows[0][1] / rows[0][2]
+    for name, prompts, seconds, *_ in rows[1:]:
+        print(f"prompts a second, ours / {name}: {ours * seconds / prompts:.1f}")
+
+
+if __name__ == "__main__":
+    main()
