@@ -148,16 +148,21 @@ def status_mebibytes(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def decoder_rates(model, processor, rounds: int) -> None:
+def decoder_rates(model, rounds: int, batch: int) -> None:
     """Prompts a second of the decoder alone, all masks drawn."""
     embeddings = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0))
     points = point_grid(4) * 1024
+    compiled = torch.compile(model.forward)
 
-    def shared() -> tuple[Tensor, Tensor]:
-        output = [model(image_embeddings=embeddings, input_points=p[None, :, None]) for p in points.split(4)]
+    def decode(forward) -> tuple[Tensor, Tensor]:
+        output = [forward(image_embeddings=embeddings, input_points=p[None, :, None]) for p in points.split(batch)]
         return torch.cat([o.pred_masks[0] for o in output]), torch.cat([o.iou_scores[0] for o in output])
 
-    ways = {"tiled": lambda: plain_decode(model, embeddings, points), "shared": shared}
+    ways = {
+        "tiled": lambda: plain_decode(model, embeddings, points),
+        "shared": lambda: decode(model.forward),
+        "compiled": lambda: decode(compiled),
+    }
     with torch.inference_mode():
         results = {name: way() for name, way in ways.items()}
         times: dict[str, list[float]] = {name: [] for name in ways}
@@ -166,13 +171,12 @@ def decoder_rates(model, processor, rounds: int) -> None:
                 start = time.perf_counter()
                 way()
                 times[name].append(time.perf_counter() - start)
-    difference = max((a - b).abs().max().item() for a, b in zip(*results.values(), strict=True))
-    ratios = sorted(tiled / ours for tiled, ours in zip(times["tiled"], times["shared"], strict=True))
-    rates = {name: len(points) / float(np.median(row)) for name, row in times.items()}
-    print(
-        f"decoder alone: tiled {rates['tiled']:.1f}, shared {rates['shared']:.1f} prompts a second; "
-        f"ratio {ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); difference {difference:.1e}"
-    )
+    print("| decoder alone | prompts a second | tiled / this | largest difference |\n|---|---|---|---|")
+    for name, row in times.items():
+        ratios = sorted(tiled / this for tiled, this in zip(times["tiled"], row, strict=True))
+        difference = max((a - b).abs().max().item() for a, b in zip(results["tiled"], results[name], strict=True))
+        spread = f"{ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"| {name} | {len(points) / float(np.median(row)):.1f} | {spread} | {difference:.1e} |")
 
 
 def main() -> None:
@@ -184,6 +188,7 @@ def main() -> None:
     parser.add_argument("--stable", type=float, default=0.5, help="share of those that are stable")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--decoder_batch", type=int, default=4, help="prompts at one time, decoder alone")
     parser.add_argument("--memory_of", choices=["ours", "plain", "transformers"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -202,7 +207,7 @@ def main() -> None:
             print(status_mebibytes("VmHWM") - before)
             return
         if name == "ours":
-            decoder_rates(model, processor, args.rounds)
+            decoder_rates(model, args.rounds, args.decoder_batch)
         start = time.perf_counter()
         count = run(name, model, processor, photo, side, limits)
         rows.append((name, side**2, time.perf_counter() - start, count, peak_memory(name, args, side)))

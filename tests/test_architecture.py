@@ -28,6 +28,7 @@ FLOORS = [
         "pictures_efficientsam",
         "prompts_efficientsam",
         "written_files",
+        "mask_settings",
     },
     {"image_processing_efficientsam"},
     {"processing_efficientsam", "modeling_efficientsam"},

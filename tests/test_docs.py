@@ -35,7 +35,11 @@ def test_python_blocks_run_in_their_order(page, room):
 
 def commands(page: Path) -> list[str]:
     lines = "".join(blocks(page, "console")).splitlines()
-    return [line.removeprefix("$ ").split("  #")[0] for line in lines if line.startswith("$ efficientsam predict")]
+    return [
+        line.removeprefix("$ ").split("    #")[0]
+        for line in lines
+        if re.match(r"\$ efficientsam (predict|everything) examples", line)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import pipeline
 
 from efficientsam_hf import EfficientSamProcessor, segment_everything
-from efficientsam_hf.mask_search import MaskGenerationSettings, without_small_regions
+from efficientsam_hf.mask_search import without_small_regions
+from efficientsam_hf.mask_settings import MaskGenerationSettings
 from efficientsam_hf.masks_efficientsam import decode_rle
 
 SIDE = 64  # of the models' picture
@@ -343,6 +344,19 @@ def test_records_without_small_regions(tiny):
     for record in segment_everything(*tiny, make_photo(), **options):
         mask = decode_rle(record["segmentation"])
         assert torch.equal(without_small_regions(mask, 60), mask)
+
+
+def test_masks_that_become_alike_are_kept_once(monkeypatch):
+    """Were every mask to become the whole picture, one would be left."""
+    photo, options = make_photo(), {"points_per_side": 3, "box_nms_thresh": 0.9, "stability_score_thresh": 0.0}
+    before = on_discs(12.0, photo, **options)
+    monkeypatch.setattr(
+        "efficientsam_hf.mask_search.without_small_regions",
+        lambda mask, least: torch.ones_like(mask) if least else mask,
+    )
+    after = on_discs(12.0, photo, min_mask_region_area=5, **options)
+    assert len(before) == 9
+    assert [record["area"] for record in after] == [120 * 90]
 
 
 @pytest.mark.parametrize(

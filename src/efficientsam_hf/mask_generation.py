@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .mask_search import Crop, MaskGenerationSettings
+from .mask_search import Crop
+from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import decode_rle, layered_crops, nms
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
@@ -110,7 +111,8 @@ def drop_doubles(records: list[dict[str, Any]], threshold: float) -> list[dict[s
 
 def coco_dataset(pictures: list[tuple[str, int, int, list[dict[str, Any]]]]) -> dict[str, Any]:
     """File name, width, height and records of each picture -> COCO's dataset, all objects of one category."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (name, width, height, records) in enumerate(pictures, start=1):
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         for record in records:

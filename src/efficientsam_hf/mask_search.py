@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import (
     cut_off_by_crop,
     encode_rle,
@@ -25,67 +26,6 @@ from .processing_efficientsam import EfficientSamProcessor
 
 FULL_SIZE_BYTES = 2**27  # masks of full size that exist at one time
 DECODER_BYTES = 2**29  # what the decoder may take at one time
-
-
-@dataclass(frozen=True)
-class MaskGenerationSettings:
-    """How closely to look and what to keep; names as in segment-anything's generator.
-
-    Args:
-        points_per_side: Clicks along each side of the picture.
-        points_per_batch: Clicks decoded at one time, halved when the accelerator's memory does not suffice; None takes
-            as many as `DECODER_BYTES` hold.
-        pred_iou_thresh: Masks whose predicted IoU is not above are dropped, 0 to 1; 0 keeps all.
-        stability_score_thresh: Masks whose stability is not above are dropped, 0 to 1; 0 keeps all.
-        stability_score_offset: How far the threshold of the logits moves for the stability score.
-        box_nms_thresh: Of masks of one crop whose boxes overlap by more, the one with the best predicted IoU stays.
-        crop_n_layers: Layers of crops behind the picture itself; layer i has 2**i x 2**i.
-        crop_nms_thresh: As `box_nms_thresh`, between crops; there the mask of the smaller crop stays.
-        crop_overlap_ratio: Overlap of the crops of layer 1 as a part of the picture's short side.
-        crop_n_points_downscale_factor: Clicks along a side are divided by this from layer to layer.
-        min_mask_region_area: Holes and islands of fewer pixels are filled and removed; 0 leaves them. Needs scipy.
-        multimask: All three masks of a click go through the filters, or only the one with the best predicted IoU.
-        strategy: "grid" asks every click; "adaptive" goes from coarse to fine and asks none that lies on a mask found
-            already, the smallest of its click.
-        exact: Judge stability and overlap at full size, as segment-anything does, which takes much longer.
-    """
-
-    points_per_side: int = 32
-    points_per_batch: int | None = None
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    stability_score_offset: float = 1.0
-    box_nms_thresh: float = 0.7
-    crop_n_layers: int = 0
-    crop_nms_thresh: float = 0.7
-    crop_overlap_ratio: float = 512 / 1500
-    crop_n_points_downscale_factor: int = 1
-    min_mask_region_area: int = 0
-    multimask: bool = True
-    strategy: str = "grid"
-    exact: bool = False
-
-    @classmethod
-    def read(cls, **options: Any) -> "MaskGenerationSettings":
-        """Settings of these options; an unknown one is refused by its name."""
-        names = [item.name for item in fields(cls)]
-        for name in options:
-            if name not in names:
-                raise ValueError(f"unknown option {name!r}, wanted one of {', '.join(names)}")
-        return cls(**options)
-
-    def __post_init__(self) -> None:
-        ranges = {"pred_iou_thresh": 1, "stability_score_thresh": 1, "box_nms_thresh": 1, "crop_nms_thresh": 1}
-        ranges |= {"crop_overlap_ratio": 1, "stability_score_offset": float("inf")}
-        ranges |= {"min_mask_region_area": float("inf"), "crop_n_layers": float("inf")}
-        for name, most in ranges.items():
-            if not 0 <= (value := getattr(self, name)) <= most:
-                raise ValueError(f"{name} must be 0 to {most}, got {value}")
-        for name in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
-        if self.strategy not in ("grid", "adaptive"):
-            raise ValueError(f'strategy must be "grid" or "adaptive", got {self.strategy!r}')
 
 
 @dataclass
@@ -133,10 +73,11 @@ class Crop:
     def __post_init__(self) -> None:
         left, top, right, bottom = self.box
         self.size = (bottom - top, right - left)
+        self.grid = (self.embeddings.shape[-2], self.embeddings.shape[-1])
         patch = self.model.config.vision_config.patch_size
-        self.frame = torch.tensor([patch * side for side in reversed(self.embeddings.shape[-2:])])
-        cells = self.embeddings.shape[-2] * self.embeddings.shape[-1]
-        fitting = max(1, DECODER_BYTES // self.model.mask_decoder.bytes_per_prompt(cells))
+        self.frame = torch.tensor([patch * side for side in reversed(self.grid)])
+        one = self.model.mask_decoder.bytes_per_prompt(self.grid[0] * self.grid[1])
+        fitting = max(1, DECODER_BYTES // one)
         self.points_per_batch = self.settings.points_per_batch or fitting
 
     def search(self, side: int) -> Candidates:
@@ -166,7 +107,7 @@ class Crop:
 
     def ask_where_nothing_is(self, points: Tensor, side: int) -> Candidates:
         """As `ask`, from coarse to fine, without clicks (side * side, 2) that lie on what was found before."""
-        height, width = (4 * cells for cells in self.embeddings.shape[-2:])
+        height, width = (4 * cells for cells in self.grid)
         covered = torch.zeros(height, width, dtype=torch.bool)
         rows, columns = torch.arange(side * side) // side, torch.arange(side * side) % side
         cells = (points / self.frame * torch.tensor([width, height])).long()
@@ -203,13 +144,14 @@ class Crop:
         left, top, right, bottom = self.box
         share = torch.tensor([right - left, bottom - top]) / self.frame
         clicks = found.points * share + torch.tensor([left, top])
-        records = []
+        least = self.settings.min_mask_region_area
+        records, unchanged = [], []
         for rows, masks in self.redraw(found):
-            for row, mask in zip(rows, masks, strict=True):
-                if self.settings.min_mask_region_area:
-                    mask = without_small_regions(mask, self.settings.min_mask_region_area)
+            for row, drawn in zip(rows, masks, strict=True):
+                mask = without_small_regions(drawn, least) if least else drawn
                 if not mask.any():
                     continue
+                unchanged.append(torch.equal(mask, drawn))
                 whole = torch.zeros(self.picture_size, dtype=torch.bool)
                 whole[top:bottom, left:right] = mask
                 x0, y0, x1, y1 = masks_to_boxes(whole).tolist()
@@ -224,7 +166,13 @@ class Crop:
                         "crop_box": [left, top, right - left, bottom - top],
                     }
                 )
-        return records
+        if all(unchanged):
+            return records
+        # Without their islands masks may have become alike; those that were so from the start go first.
+        boxes = torch.tensor([record["bbox"] for record in records])
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        kept = nms(boxes, torch.tensor(unchanged).float(), self.settings.box_nms_thresh)
+        return [records[index] for index in kept.tolist()]
 
     def redraw(self, found: Candidates) -> Iterator[tuple[list[int], Tensor]]:
         """Rows of the candidates with their masks at the crop's size, (rows, H, W), booleans on the CPU."""
@@ -263,7 +211,7 @@ class Crop:
 
     def draw(self, tokens: Tensor, image: Tensor) -> Tensor:
         """What `look` gave for Q clicks -> logits (Q, M, 4h, 4w), float32."""
-        masks = self.model.mask_decoder.draw_masks(tokens, image, slice(1, None), self.embeddings.shape[-2:])
+        masks = self.model.mask_decoder.draw_masks(tokens, image, slice(1, None), self.grid)
         return masks[0].float()
 
     def in_batches(self, work: Callable[[Tensor], Any], rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
