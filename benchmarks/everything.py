@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import SamConfig, SamImageProcessor, SamModel, pipeline
+from transformers.utils import is_torchvision_available
 
 from efficientsam_hf import (
     VARIANTS,
@@ -129,12 +130,17 @@ def run(name: str, model, processor, photo: Image.Image, side: int, limits: dict
     return len(generator(photo, points_per_crop=side, points_per_batch=64, **options)["masks"])
 
 
-def bias_iou(name: str, model) -> None:
-    """Predicted IoU of random weights lies about 0; thresholds have to be above it."""
+@torch.no_grad()
+def liven(name: str, model) -> None:
+    """Give random weights the range of trained ones: predicted IoU about 0.5, logits of some units."""
     head = model.mask_decoder.iou_head if name != "transformers" else model.mask_decoder.iou_prediction_head
     last = head.layers[-1] if name != "transformers" else head.proj_out
-    with torch.no_grad():
-        last.bias.fill_(0.5)
+    last.bias.fill_(0.5)
+    networks = (
+        model.mask_decoder.hypernetworks if name != "transformers" else model.mask_decoder.output_hypernetworks_mlps
+    )
+    for network in networks:
+        (network.layers[-1] if name != "transformers" else network.proj_out).weight.mul_(2000)
 
 
 def peak_memory(name: str, args: argparse.Namespace, side: int) -> float:
@@ -194,10 +200,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     photo = make_photo(*map(int, args.size.split("x")))
     names = [args.memory_of] if args.memory_of else ["ours", "plain", "transformers"]
+    if "transformers" in names and not is_torchvision_available():
+        names.remove("transformers")
+        print("transformers' pipeline for its own SamModel needs torchvision, which is not here: not measured")
     rows = []
     for name in names:
         model, processor = build(name)
-        bias_iou(name, model)
+        liven(name, model)
         limits = thresholds(name, model, processor, photo, args.trusted, args.stable)
         side = args.points_per_side if name == "ours" or args.memory_of else args.peer_points_per_side
         if args.memory_of:

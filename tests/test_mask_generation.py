@@ -1,11 +1,15 @@
 """`segment_everything`: known scenes are found, and how the work is divided changes nothing."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, tiny_config
+from conftest import REPOSITORY, make_model, tiny_config
 from PIL import Image
 from transformers import pipeline
 
@@ -387,3 +391,33 @@ def test_embeddings_of_other_crops_are_refused(tiny):
         segment_everything(*tiny, make_photo(), image_embeddings=embeddings, crop_n_layers=1)
     with pytest.raises(ValueError, match="got 1 for 2 pictures"):
         segment_everything(*tiny, [make_photo()] * 2, image_embeddings=[embeddings])
+
+
+MEASURE = """
+from pathlib import Path
+import numpy as np
+from efficientsam_hf import load_checkpoint, segment_everything
+
+def mebibytes(name):
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) / 1024
+
+model, processor = load_checkpoint(device="cpu")
+photo = np.random.default_rng(0).integers(0, 255, (3000, 4000, 3), dtype=np.uint8)
+options = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "points_per_side": 6}
+Path("/proc/self/clear_refs").write_text("5")
+before = mebibytes("VmRSS")
+found = segment_everything(model, processor, photo, **options)
+print(len(found), mebibytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_twelve_megapixels_take_no_more_than_a_bounded_memory():
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    count, mebibytes = done.stdout.split()[-2:]
+    assert int(count) > 0
+    assert float(mebibytes) < 1536
