@@ -131,6 +131,19 @@ def test_untrusted_and_unstable_masks_are_dropped():
     assert len(on_discs(7.0, photo, points_per_side=2, multimask=False, **EVERYTHING)) == 4
 
 
+def test_where_nothing_is_trusted_nothing_is_found(tiny):
+    """Not even in one of the batches."""
+    model, processor = tiny
+    asked = {"points_per_side": 2, "pred_iou_thresh": 1.0, "stability_score_thresh": 0.0, "points_per_batch": 1}
+    last = model.mask_decoder.iou_head.layers[-1]
+    kept = last.bias.detach().clone()
+    with torch.no_grad():
+        last.bias.fill_(-9.0)
+        nothing = segment_everything(model, processor, make_photo(), **asked)
+        last.bias.copy_(kept)
+    assert nothing == []
+
+
 @pytest.mark.parametrize("shape", [(20, 200), (200, 20), (64, 64), (31, 17)])
 def test_clicks_cover_pictures_of_every_shape(shape):
     width, height = shape

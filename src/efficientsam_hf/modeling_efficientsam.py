@@ -687,7 +687,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         masks = weights.flatten(0, 1) @ self.upscale(image.flatten(0, 1)).transpose(1, 2)
         # Cells, then halves of cells, then quarters, by row and column each: brought into rows and columns of pixels.
         masks = masks.unflatten(-1, (*size, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
-        return masks.reshape(*tokens.shape[:2], -1, 4 * size[0], 4 * size[1])
+        return masks.reshape(*tokens.shape[:2], masks.shape[1], 4 * size[0], 4 * size[1])
 
     def mask_weights(self, mask_tokens: Tensor, chosen: slice) -> Tensor:
         """Each chosen mask token's own network turns it into a filter: (B, Q, tokens, C) -> (B, Q, M, channels)."""
