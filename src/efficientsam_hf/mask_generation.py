@@ -38,8 +38,7 @@ def segment_everything(
 ) -> Any:
     """Find the objects of a picture, or of each picture of a list.
 
-    On the decoder's grid a stability or a box can come out otherwise than at full size; see `docs/everything` for how
-    often it does, and `exact` for the way without.
+    On the decoder's grid a stability or a box can come out otherwise than at full size: `exact` is the way without.
 
     Args:
         model: On any device.
@@ -67,7 +66,8 @@ def segment_everything(
         found = [
             find_objects(model, processor, one, known, settings) for one, known in zip(image, embeddings, strict=True)
         ]
-        return tuple(map(list, zip(*found, strict=True))) if return_embeddings else [records for records, _ in found]
+        all_records = [records for records, _ in found]
+        return (all_records, [embedded for _, embedded in found]) if return_embeddings else all_records
     records, embeddings = find_objects(model, processor, image, image_embeddings, settings)
     return (records, embeddings) if return_embeddings else records
 
