@@ -7,7 +7,7 @@ pairs side by side (`sa_1.jpg`, `sa_1.json`) or in `images/` and `annotations/`;
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from torch.utils.data import Dataset
 
 from ..masks_efficientsam import decode_rle, masks_to_boxes
 from .augmentation import Augmentation, paste_objects, paste_shapes
+
+# A tenth of a gigapixel, 1.5 GB once its pixels are floats beside bytes. SA-1B's have 1500 by a few thousand.
+LARGEST_PICTURE = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,60 @@ class Blob:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A picture and its annotations, read when asked for."""
+class LabelledPicture:
+    """A picture whose masks are known; both are read when asked for."""
 
     name: str
     image: Blob
-    annotations: Blob
 
-    def read_image(self) -> Image.Image:
-        """The picture in RGB, as stored (SA-1B's masks belong to the stored pixels, not to EXIF's orientation)."""
+    def open_image(self) -> Image.Image:
+        """The picture, of which only the header has been looked at.
+
+        Raises:
+            ValueError: names the picture, if it is none or has more than `LARGEST_PICTURE` pixels.
+        """
         try:
-            return Image.open(io.BytesIO(self.image.read())).convert("RGB")
-        except (OSError, SyntaxError) as error:
+            image = Image.open(io.BytesIO(self.image.read()))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {error}") from error
+        if image.width * image.height > LARGEST_PICTURE:
+            raise ValueError(
+                f"{self.name} in {self.image.path} has {image.width} x {image.height} pixels, "
+                f"wanted at most {LARGEST_PICTURE:,}"
+            )
+        return image
+
+    def read_image(self, smallest: tuple[int, int] | None = None) -> Image.Image:
+        """The picture in RGB, as stored (SA-1B's masks belong to the stored pixels, not to EXIF's orientation).
+
+        Args:
+            smallest: Width and height that are enough: a JPEG of twice that or more is decoded at a half, a quarter
+                or an eighth of its size, at a lower cost. None is all of it.
+
+        Raises:
+            ValueError: names the picture, if it cannot be read.
+        """
+        image = self.open_image()
+        try:
+            if smallest is not None:
+                image.draft("RGB", smallest)
+            return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {error}") from error
 
     def read_annotations(self) -> list[dict]:
-        """The records of the masks; their `segmentation` is still run-length encoded."""
+        """A record for each mask: its `area` in pixels and its `segmentation`, still run-length encoded."""
+        raise NotImplementedError(f"{type(self).__name__} reads no annotations")
+
+
+@dataclass(frozen=True)
+class Pair(LabelledPicture):
+    """A picture and the JSON of its masks."""
+
+    annotations: Blob
+
+    def read_annotations(self) -> list[dict]:
+        """The records of SA-1B's JSON."""
         try:
             return json.loads(self.annotations.read())["annotations"]
         except (ValueError, KeyError) as error:
@@ -66,17 +107,7 @@ def find_pairs(source: str | Path) -> list[Pair]:
         FileNotFoundError: if there is nothing at `source`, or no pair in it.
         ValueError: if it is a file, but no uncompressed tar.
     """
-    source = Path(source)
-    if source.is_dir():
-        blobs = {str(path.relative_to(source)): Blob(path) for path in source.rglob("*") if path.is_file()}
-    elif source.is_file():
-        try:
-            with tarfile.open(source, "r:") as archive:
-                blobs = {item.name: Blob(source, item.offset_data, item.size) for item in archive if item.isfile()}
-        except tarfile.ReadError as error:
-            raise ValueError(f"{source} is no uncompressed tar of .jpg and .json pairs: {error}") from error
-    else:
-        raise FileNotFoundError(f"nothing at {source}: wanted a folder or a tar of .jpg and .json pairs")
+    blobs = find_blobs(source, ".jpg and .json pairs")
     images = {pair_name(name): blob for name, blob in blobs.items() if name.lower().endswith((".jpg", ".jpeg"))}
     records = {pair_name(name): blob for name, blob in blobs.items() if name.endswith(".json")}
     names = sorted(images.keys() & records.keys())
@@ -86,6 +117,25 @@ def find_pairs(source: str | Path) -> list[Pair]:
             f"found {len(images)} pictures and {len(records)} JSON files"
         )
     return [Pair(name, images[name], records[name]) for name in names]
+
+
+def find_blobs(source: str | Path, wanted: str) -> dict[str, Blob]:
+    """Every file of a folder or a tar by its path therein; `wanted` says in errors what was hoped for.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `source`.
+        ValueError: if it is a file, but no uncompressed tar.
+    """
+    source = Path(source)
+    if source.is_dir():
+        return {str(path.relative_to(source)): Blob(path) for path in source.rglob("*") if path.is_file()}
+    if not source.is_file():
+        raise FileNotFoundError(f"nothing at {source}: wanted a folder or a tar of {wanted}")
+    try:
+        with tarfile.open(source, "r:") as archive:
+            return {item.name: Blob(source, item.offset_data, item.size) for item in archive if item.isfile()}
+    except tarfile.ReadError as error:
+        raise ValueError(f"{source} is no uncompressed tar of {wanted}: {error}") from error
 
 
 def pair_name(name: str) -> str:
@@ -101,7 +151,7 @@ class Sa1bSamples(Dataset):
     That a sample depends on nothing but its number makes stopping, resuming and dividing the work exact.
 
     Args:
-        sources: Lists of pairs, each drawn with equal chance.
+        sources: Lists of labelled pictures, each drawn with equal chance.
         image_processor: Gives `pixel_values` of the training size.
         length: How many samples there are to be.
         masks_per_image: Masks of a sample; where a picture has fewer, the rest is unknown (-1) and costs nothing.
@@ -114,7 +164,7 @@ class Sa1bSamples(Dataset):
 
     def __init__(
         self,
-        sources: list[list[Pair]],
+        sources: Sequence[Sequence[LabelledPicture]],
         image_processor: Callable[..., dict[str, torch.Tensor]],
         length: int,
         masks_per_image: int = 64,
@@ -148,10 +198,10 @@ class Sa1bSamples(Dataset):
             labels[number] = mask
         return {"pixel_values": pixel_values, "labels": labels}
 
-    def draw_pair(self, generator: np.random.Generator) -> Pair:
+    def draw_pair(self, generator: np.random.Generator) -> LabelledPicture:
         """A random picture of a random source."""
-        source = self.sources[generator.integers(len(self.sources))]
-        return source[generator.integers(len(source))]
+        source = self.sources[int(generator.integers(len(self.sources)))]
+        return source[int(generator.integers(len(source)))]
 
     def draw_scene(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A random picture with its masks, or with masks pasted into it, as the augmentation's chances say."""
@@ -174,7 +224,9 @@ class Sa1bSamples(Dataset):
         places = [(slice(top, bottom), slice(left, right)) for left, top, right, bottom in boxes]
         return [(image[place], mask[place]) for place, mask in zip(places, masks, strict=True)]
 
-    def draw_masks(self, pair: Pair, size: tuple[int, int], count: int, generator: np.random.Generator) -> np.ndarray:
+    def draw_masks(
+        self, pair: LabelledPicture, size: tuple[int, int], count: int, generator: np.random.Generator
+    ) -> np.ndarray:
         """Up to `count` masks of fitting area of a picture of `size` (H, W) -> (masks, H, W) bool; none may fit."""
         records = pair.read_annotations()
         shares = np.array([record["area"] for record in records]) / (size[0] * size[1])

@@ -1,0 +1,118 @@
+"""Instance masks in COCO's and LVIS's JSON, beside a folder of pictures."""
+
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..masks_efficientsam import rle_area
+from .sa1b import LARGEST_PICTURE, Blob, LabelledPicture, find_blobs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CocoPicture(LabelledPicture):
+    """A picture and its annotations as the JSON has them; categories play no part."""
+
+    size: tuple[int, int]
+    annotations: tuple[dict, ...]
+
+    def read_annotations(self) -> list[dict]:
+        """Records with `area` and `segmentation`, polygons turned into run lengths of the picture's size (H, W)."""
+        records = []
+        for annotation in self.annotations:
+            rle = run_lengths(annotation["segmentation"], self.size)
+            if rle is not None:
+                # The area that the JSON names is the polygon's, which the pixels' need not equal.
+                records.append({"area": rle_area(rle), "segmentation": rle})
+        return records
+
+
+def run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
+    """COCO's polygons `[[x0, y0, x1, y1, ...], ...]`, or run lengths -> run lengths; None of nothing."""
+    if isinstance(segmentation, dict):
+        return segmentation
+    from pycocotools import mask as coco_mask
+
+    # Four numbers are two points, which pycocotools would take for a box.
+    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, *size)) if polygons else None
+
+
+def find_coco_pictures(annotations: str | Path, pictures: str | Path) -> list[LabelledPicture]:
+    """The pictures of an instance JSON that have masks, in the order of their ids.
+
+    Crowds, which are no single object, and annotations without a shape are left out. A picture without masks, one of
+    more than `LARGEST_PICTURE` pixels and one that is not there are left out and counted in the log.
+
+    Args:
+        annotations: The JSON: `images` with `id`, `width`, `height` and `file_name` (or LVIS's `coco_url`), and
+            `annotations` with `image_id` and `segmentation`. `categories` are not asked for.
+        pictures: The folder, or an uncompressed tar, searched to its depth.
+
+    Raises:
+        FileNotFoundError: if the JSON or the folder is not there, or no picture is left.
+        ValueError: if the JSON is none, or not COCO's.
+    """
+    images, records = read_instances(Path(annotations))
+    blobs = find_blobs(pictures, "pictures")
+    names = {Path(path).name: blob for path, blob in blobs.items()}
+    found, left_out, missing = [], Counter[str](), []
+    for image in sorted(images, key=lambda image: image["id"]):
+        paths = file_names(image)
+        blob = next(filter(None, (find_blob(path, blobs, names) for path in paths)), None)
+        if image["id"] not in records:
+            left_out["without masks"] += 1
+        elif image["width"] * image["height"] > LARGEST_PICTURE:
+            left_out["too large"] += 1
+        elif blob is None:
+            left_out["missing"] += 1
+            missing.append(paths[0])
+        else:
+            size = (image["height"], image["width"])
+            found.append(CocoPicture(paths[0], blob, size, tuple(records[image["id"]])))
+    told = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+    if missing:
+        told += f" from {pictures}, such as {', '.join(missing[:3])}"
+    if not found:
+        raise FileNotFoundError(f"no picture with masks in {annotations}: found {told or 'no pictures'}")
+    if told:
+        logger.warning("%s: %d pictures, left out: %s", annotations, len(found), told)
+    return list(found)
+
+
+def read_instances(path: Path) -> tuple[list[dict], dict[int, list[dict]]]:
+    """The JSON's pictures, and by their ids the annotations that are shapes of single objects."""
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing at {path}: wanted a JSON of COCO's or LVIS's instances")
+    try:
+        content = json.loads(path.read_bytes())
+        images: list[dict] = content["images"]
+        records: dict[int, list[dict]] = {}
+        for annotation in content["annotations"]:
+            if annotation.get("segmentation") and not annotation.get("iscrowd"):
+                records.setdefault(annotation["image_id"], []).append(annotation)
+        for image in images:
+            if "id" not in image or not (file_names(image) and image["width"] and image["height"]):
+                raise KeyError("id, file_name, width or height")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no JSON of COCO's or LVIS's instances: found {error!r}") from error
+    return images, records
+
+
+def file_names(image: dict[str, Any]) -> list[str]:
+    """Paths the picture may have: COCO's `file_name`, and that of its address, `.../train2017/000000391895.jpg`.
+
+    LVIS 1.0 has the address alone; the names of LVIS 0.5 are those of 2014, which no folder of 2017 has.
+    """
+    named = [image["file_name"]] if image.get("file_name") else []
+    return named + (["/".join(urlsplit(image["coco_url"]).path.split("/")[-2:])] if "coco_url" in image else [])
+
+
+def find_blob(path: str, blobs: dict[str, Blob], names: dict[str, Blob]) -> Blob | None:
+    """The picture at this path, or failing that, the one of this name in whatever folder."""
+    return blobs.get(path) or names.get(Path(path).name)
