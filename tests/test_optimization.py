@@ -8,6 +8,7 @@ from conftest import make_model, tiny_config
 from torch import nn
 
 from efficientsam_hf.training.optimization import (
+    freeze,
     parameter_groups,
     seeded_generator,
     set_learning_rate,
@@ -131,3 +132,14 @@ def test_neighbours_have_nothing_in_common():
     assert table.mean().item() == pytest.approx(0.5, abs=0.03)
     for one, other in [(table[1:, 0], table[:-1, 0]), (table[:, 0], ranks[:, 0]), (table[:, 0], table[:, 1])]:
         assert torch.corrcoef(torch.stack([one, other]))[0, 1].abs() < 0.08
+
+
+def test_frozen_parameters_are_those_that_fit():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    freeze(module, ["0.*", "1.bias"])
+    assert [name for name, parameter in module.named_parameters() if parameter.requires_grad] == ["1.weight"]
+
+
+def test_pattern_that_fits_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"no parameter is called 'encoder\.\*'"):
+        freeze(nn.Linear(2, 2), ["encoder.*"])

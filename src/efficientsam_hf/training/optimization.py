@@ -1,10 +1,28 @@
 """Which parameters decay, and the curve of the learning rate: arithmetic, not objects."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+
+
+def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
+    """Take the parameters whose names fit one of these patterns (`vision_encoder.*`) out of training.
+
+    Raises:
+        ValueError: if a pattern fits no parameter.
+    """
+    for pattern in patterns:
+        chosen = [parameter for name, parameter in module.named_parameters() if fnmatchcase(name, pattern)]
+        if not chosen:
+            example = next(iter(module.named_parameters()))[0]
+            raise ValueError(
+                f"no parameter is called {pattern!r}: wanted a pattern that fits names such as {example!r}"
+            )
+        for parameter in chosen:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(

@@ -1,0 +1,274 @@
+"""Pretrain the image encoder by SAMI: guess a teacher's features of a picture from a quarter of its patches.
+
+From folders or tars of pictures, or a data set of the Hub; with SAM as the teacher, or with none (MAE, the baseline):
+
+    accelerate launch examples/pretrain_sami.py --sources train.tar --teacher facebook/sam-vit-huge --output_dir run
+    accelerate launch examples/pretrain_sami.py --dataset ILSVRC/imagenet-1k --pictures 1281167 --mae --output_dir run
+
+Launch files for several GPUs lie in examples/accelerate. The same command started again goes on where the last one
+stopped. OUTPUT_DIR/model is what was trained, OUTPUT_DIR/efficientsam the start for examples/finetune_sa1b.py.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device, set_seed
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from efficientsam_hf import (
+    MAE_BASELINE,
+    VARIANTS,
+    EfficientSamForPreTraining,
+    EfficientSamImageProcessor,
+    EfficientSamProcessor,
+    EfficientSamSamiConfig,
+    push_to_hub,
+    save_for_hub,
+)
+from efficientsam_hf.data.crops import RandomResizedCrop, SampleMaker
+from efficientsam_hf.data.images import CorruptPictures, Picture, StreamedImages, UnlabelledImages, find_pictures
+from efficientsam_hf.training.checkpoints import Checkpoints
+from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels
+from efficientsam_hf.training.optimization import parameter_groups, set_learning_rate, warmup_cosine
+from efficientsam_hf.training.sami import LossMeter, batches_per_step, draw_reconstruction, model_inputs, steps_of
+from efficientsam_hf.training.teachers import Teacher, load_teacher
+
+
+@dataclass
+class Arguments:
+    """Every knob. The defaults are the paper's where it names a value (section 4.1), MAE's where it does not."""
+
+    output_dir: str = field(metadata={"help": "states of the run, and the models at its end"})
+    sources: list[str] = field(default_factory=list, metadata={"help": "folders or tars of pictures"})
+    dataset: str | None = field(default=None, metadata={"help": "a data set of the Hub, or a local one, streamed"})
+    split: str = field(default="train", metadata={"help": "of the data set"})
+    column: str = field(default="image", metadata={"help": "of the data set, with the pictures"})
+    pictures: int | None = field(default=None, metadata={"help": "how many the data set has; sources are counted"})
+    variant: str = field(default="tiny", metadata={"help": "size of the encoder: tiny, small or base"})
+    config: str | None = field(default=None, metadata={"help": "JSON of an EfficientSamSamiConfig's fields instead"})
+    mae: bool = field(default=False, metadata={"help": "MAE, the baseline: pixels instead of a teacher's features"})
+    teacher: str | None = field(default=None, metadata={"help": "folder or Hub id of a vision model, or an ONNX file"})
+    teacher_size: int | None = field(default=None, metadata={"help": "side it looks at; default: the student's"})
+    before_neck: bool = field(default=False, metadata={"help": "a SAM encoder's features before its neck"})
+    teacher_output: str | None = field(default=None, metadata={"help": "an ONNX file's output with the features"})
+    teacher_mean: list[float] | None = field(default=None, metadata={"help": "three numbers; default: its own"})
+    teacher_std: list[float] | None = field(default=None, metadata={"help": "three numbers; default: its own"})
+    cache: str | None = field(
+        default=None, metadata={"help": "folder that `efficientsam cache-features` wrote, in the teacher's place"}
+    )
+    cached_crops: int | None = field(default=None, metadata={"help": "crops a picture in a cache of crops"})
+    smallest_area: float = field(default=0.2, metadata={"help": "least share of a picture that a crop covers"})
+    total_batch: int = field(default=4096, metadata={"help": "pictures a weight update, all processes together"})
+    batch_size: int = field(default=256, metadata={"help": "pictures a process takes at once"})
+    epochs: float = field(default=400, metadata={"help": "times that all pictures are seen"})
+    warmup_epochs: float = field(default=40, metadata={"help": "of them, linear climb of the learning rate"})
+    max_steps: int | None = field(default=None, metadata={"help": "weight updates, instead of epochs"})
+    base_rate: float = field(default=1.5e-4, metadata={"help": "learning rate for 256 pictures a weight update"})
+    weight_decay: float = field(default=0.05, metadata={"help": "of matrices"})
+    beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta"})
+    max_grad_norm: float | None = field(default=None, metadata={"help": "gradients longer than this are cut"})
+    ema: float = field(default=0.0, metadata={"help": "decay of the weights' moving average, such as 0.9999; 0: none"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory, more time"})
+    seed: int = field(default=0, metadata={"help": "start of all random choices"})
+    workers: int = field(default=0, metadata={"help": "processes that read pictures, for each process that trains"})
+    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, trackio, wandb, all or none"})
+    log_every: int = field(default=50, metadata={"help": "weight updates between two reports"})
+    draw_every: int = field(default=1000, metadata={"help": "weight updates between two reconstruction pictures"})
+    save_every: int = field(default=1000, metadata={"help": "weight updates between two states"})
+    keep: int = field(default=2, metadata={"help": "states kept"})
+    stop_at: int | None = field(default=None, metadata={"help": "stop and save after this update, to go on later"})
+    push_to_hub: str | None = field(default=None, metadata={"help": "repository for OUTPUT_DIR/model"})
+
+    def __post_init__(self) -> None:
+        if bool(self.sources) == (self.dataset is not None):
+            raise ValueError("give either --sources or --dataset, got " + ("both" if self.sources else "neither"))
+        if self.dataset is not None and self.pictures is None and self.max_steps is None:
+            raise ValueError("a stream does not say how long it is: give --pictures or --max_steps, got neither")
+        if self.mae and self.teacher:
+            raise ValueError("MAE has no teacher: give either --mae or --teacher, got both")
+        if self.cache and (self.mae or self.dataset or self.teacher):
+            raise ValueError(
+                "--cache stands for the teacher of --sources: give no --mae, --dataset or --teacher with it"
+            )
+        if self.variant not in VARIANTS:
+            raise ValueError(f"--variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+
+
+def build_config(args: Arguments) -> EfficientSamSamiConfig:
+    """The student's config, before the teacher has said how many channels it has."""
+    fields = {"vision_config": VARIANTS[args.variant]}
+    if args.config is not None:
+        fields = json.loads(Path(args.config).read_text())
+    if args.mae:
+        fields = {
+            **fields,
+            **MAE_BASELINE,
+            "decoder_config": {**fields.get("decoder_config", {}), "attention": "self"},
+        }
+    return EfficientSamSamiConfig(**fields)
+
+
+def build_teacher(args: Arguments, config: EfficientSamSamiConfig, accelerator: Accelerator) -> Teacher | None:
+    """The teacher, on the device; its channels go into the config."""
+    if args.cache:
+        config.target_channels = cached_channels(args.cache)
+    if args.teacher is None:
+        return None
+    size = args.teacher_size or config.vision_config.pretrain_image_size
+    colours = {"mean": args.teacher_mean, "std": args.teacher_std}
+    with accelerator.main_process_first():
+        teacher = load_teacher(args.teacher, size, not args.before_neck, args.teacher_output, **colours)
+    config.target_channels = teacher(torch.zeros(1, 3, size, size)).shape[1]
+    return teacher.to(accelerator.device)
+
+
+def main(args: Arguments) -> None:
+    """Build, prepare, loop, save."""
+    reports = None if args.report_to == "none" else args.report_to
+    accelerator = Accelerator(log_with=reports, project_dir=args.output_dir, step_scheduler_with_optimizer=False)
+    accelerator.init_trackers("sami", {k: v for k, v in asdict(args).items() if isinstance(v, int | float | str)})
+    accumulate = batches_per_step(args.total_batch, args.batch_size, accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = accumulate
+    set_seed(args.seed)
+    config = build_config(args)
+    teacher = build_teacher(args, config, accelerator)
+    pictures = find_pictures(args.sources) if args.sources else None
+    count = args.pictures or (len(pictures) if pictures else None)
+    max_steps = args.max_steps or steps_of(args.epochs, count, args.total_batch)
+    warmup = steps_of(args.warmup_epochs, count, args.total_batch) if args.max_steps is None else max_steps // 10
+    peak = args.base_rate * args.total_batch / 256
+
+    model = EfficientSamForPreTraining(config).train()
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
+    groups = parameter_groups(model, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, args.beta2))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if ema is not None:
+        ema.to(accelerator.device)
+        accelerator.register_for_checkpointing(ema)
+    checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
+    step = checkpoints.resume()
+    loader = build_loader(args, config, pictures, accelerator, step, max_steps)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    accelerator.print(f"{size:,} parameters, {accelerator.num_processes} process(es) of {accumulate} batch(es) a step")
+    accelerator.print(f"{step} of {max_steps} steps done", flush=True)
+
+    meter, corrupt = LossMeter(accelerator), CorruptPictures(count)
+    last = min(max_steps, args.stop_at or max_steps)
+    bar = tqdm(total=max_steps, initial=step, disable=not accelerator.is_main_process, unit="step")
+    start, reported, names = time.monotonic(), step, []
+    # A loader that has no batch left is not asked for one.
+    for batch in islice(loader, max(last - step, 0) * accumulate):
+        names += [name for name in batch.pop("corrupt") if name]
+        set_learning_rate(optimizer, warmup_cosine(step, peak=peak, warmup=warmup, total=max_steps))
+        inputs = model_inputs(batch, config, teacher)
+        with accelerator.accumulate(model):
+            # Called, never model.forward: the call is what synchronises the processes.
+            outputs = model(**inputs)
+            accelerator.backward(outputs.loss)
+            if accelerator.sync_gradients and args.max_grad_norm is not None:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        meter.add(outputs.loss)
+        if not accelerator.sync_gradients:
+            continue
+        step += 1
+        bar.update()
+        if ema is not None:
+            ema.update_parameters(accelerator.unwrap_model(model))
+        if step % args.log_every == 0 or step % args.save_every == 0 or step == last:
+            loss, done = meter.read(step), (step - reported) * args.total_batch
+            corrupt.add(gather_object(names), done)
+            rate, start = done / (time.monotonic() - start), time.monotonic()
+            reported, names, learning_rate = step, [], optimizer.param_groups[0]["lr"]
+            accelerator.log({"loss": loss, "learning_rate": learning_rate, "images_per_second": rate}, step=step)
+            text = f"step {step}: loss {loss:.6f} rate {learning_rate:.3g} corrupt {len(corrupt.names)}"
+            accelerator.print(f"{text} ({rate:.1f} images/s)", flush=True)
+        if step % args.draw_every == 0 or step == last:
+            drawn = draw_reconstruction(inputs, outputs.prediction, outputs.mask, config)
+            for tracker in accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    tracker.log_images({"reconstruction": drawn[None]}, step=step, **layout(tracker.name))
+        if step % args.save_every == 0 and step != last:
+            checkpoints.save(step)
+
+    bar.close()
+    checkpoints.save(step)
+    accelerator.end_training()
+    state = accelerator.get_state_dict(model) if ema is None else ema.module.state_dict()
+    if accelerator.is_main_process:
+        save(args, config, state)
+        print(f"{step} of {max_steps} steps done, models in {args.output_dir}")
+
+
+def layout(tracker: str) -> dict[str, str]:
+    """What a tracker must be told of pictures whose channels come last."""
+    return {"dataformats": "NHWC"} if tracker == "tensorboard" else {}
+
+
+def build_loader(
+    args: Arguments,
+    config: EfficientSamSamiConfig,
+    pictures: list[Picture] | None,
+    accelerator: Accelerator,
+    step: int,
+    max_steps: int,
+) -> DataLoader | Iterator:
+    """Batches from `step` on; seed and numbers are all that they depend on."""
+    side = config.vision_config.pretrain_image_size
+    maker = SampleMaker(
+        size=side,
+        patches=config.vision_config.position_grid_size**2,
+        seed=args.seed,
+        crop=RandomResizedCrop(args.smallest_area),
+        teacher_size=args.teacher_size,
+        crops=args.cached_crops,
+    )
+    options = {"batch_size": args.batch_size, "num_workers": args.workers, "pin_memory": torch.cuda.is_available()}
+    if pictures is not None:
+        total, first = max_steps * args.total_batch, step * args.total_batch
+        features = None
+        if args.cache:
+            features = FeatureCache(args.cache, pictures, config.vision_config.position_grid_size, maker)
+        return accelerator.prepare(DataLoader(UnlabelledImages(pictures, total, maker, first, features), **options))
+    from datasets import load_dataset
+    from datasets.distributed import split_dataset_by_node
+
+    stream = load_dataset(args.dataset, split=args.split, streaming=True)
+    stream = split_dataset_by_node(stream, accelerator.process_index, accelerator.num_processes)
+    done = step * accelerator.gradient_accumulation_steps
+    samples = StreamedImages(stream, maker, args.batch_size, first_batch=done, column=args.column)
+    # Already this process's part, which accelerate must not divide again.
+    return (send_to_device(batch, accelerator.device) for batch in DataLoader(samples, **options))
+
+
+def save(args: Arguments, config: EfficientSamSamiConfig, state: dict[str, torch.Tensor]) -> None:
+    """The trained model, the EfficientSAM that starts from it, and the upload."""
+    model = EfficientSamForPreTraining(config)
+    model.load_state_dict(state)
+    folder, side = Path(args.output_dir), config.vision_config.pretrain_image_size
+    processor = EfficientSamImageProcessor(size={"height": side, "width": side}, antialias=True)
+    taught = "its own pixels" if config.target == "pixels" else f"the features of {args.teacher or args.cache}"
+    card = f"---\npipeline_tag: image-feature-extraction\n---\n\n# {args.push_to_hub or folder.name}\n\n"
+    card += f"An EfficientSAM image encoder, pretrained to guess {taught} from a part of the patches."
+    save_for_hub(model, processor, folder / "model", card, overwrite=True)
+    whole = model.to_efficientsam()
+    save_for_hub(whole, EfficientSamProcessor.from_model_config(whole.config), folder / "efficientsam", overwrite=True)
+    if args.push_to_hub:
+        print(push_to_hub(model, processor, args.push_to_hub, card))
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])

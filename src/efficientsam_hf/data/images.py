@@ -1,0 +1,233 @@
+"""Pictures without labels: folders and tars by number, a data set of the Hub as a stream."""
+
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from .crops import Crop, SampleMaker
+from .sa1b import Blob, find_blobs
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+logger = logging.getLogger(__name__)
+
+
+class CorruptPictureError(ValueError):
+    """A picture that cannot be read; the message begins with its name."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is read when asked for."""
+
+    name: str
+    blob: Blob
+
+    def read(self) -> Image.Image:
+        """In RGB, as stored. Raises CorruptPictureError."""
+        return decode_picture(self.name, self.blob.read())
+
+
+def decode_picture(name: str, content: bytes) -> Image.Image:
+    """The bytes of a picture file -> RGB.
+
+    Raises:
+        CorruptPictureError: if they are none.
+    """
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise CorruptPictureError(f"{name} is no readable picture: {error}") from error
+
+
+def find_pictures(sources: Sequence[str | Path]) -> list[Picture]:
+    """All pictures of folders (searched to their depth) and uncompressed tars, each source's sorted by name.
+
+    Raises:
+        FileNotFoundError: if there is nothing at a source, or no picture in it.
+        ValueError: if it is a file, but no uncompressed tar.
+    """
+    pictures = []
+    for source in sources:
+        blobs = find_blobs(source, "pictures")
+        found = [Picture(f"{source}/{name}", blob) for name, blob in blobs.items() if name.lower().endswith(SUFFIXES)]
+        if not found:
+            raise FileNotFoundError(f"no picture ({', '.join(SUFFIXES)}) in {source}: found {len(blobs)} other files")
+        pictures += sorted(found, key=lambda picture: picture.name)
+    return pictures
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Data sets
+
+
+class CorruptPictures:
+    """Counts the pictures that could not be read, and stops when they are too many.
+
+    Args:
+        pictures: How many there are, if that is known; otherwise the share is of those seen so far.
+        most: Largest share that is borne.
+    """
+
+    def __init__(self, pictures: int | None = None, most: float = 0.01):
+        self.pictures = pictures
+        self.most = most
+        self.names: set[str] = set()
+        self.seen = 0
+
+    def add(self, corrupt: Iterable[str], seen: int) -> None:
+        """Note what the samples' `corrupt` said, and how many samples there were.
+
+        Raises:
+            ValueError: if too many were corrupt.
+        """
+        self.names |= {name for text in corrupt for name in text.splitlines()}
+        self.seen += seen
+        # Of a stream's first hundred a single one may be corrupt.
+        total = self.pictures or max(self.seen, 100)
+        if len(self.names) > self.most * total:
+            examples = ", ".join(sorted(self.names)[:3])
+            raise ValueError(
+                f"{len(self.names)} of {total} pictures are corrupt, wanted at most {self.most:.0%}: {examples}"
+            )
+
+
+class UnlabelledImages(Dataset):
+    """Numbered samples of pictures: each epoch takes every picture once, in an order of its own.
+
+    A corrupt picture is named in the log, and the next one of the epoch stands in for it; `corrupt` of a sample holds
+    the names, a line each, for `CorruptPictures` to count.
+
+    Args:
+        pictures: What to draw from.
+        length: How many samples there are to be.
+        maker: Makes a sample of a picture.
+        first: Number of the first sample; resuming starts further on.
+        features: Gives the teacher's features of a crop, from a cache: picture's number, its width and height, crop,
+            epoch -> (C, h, w). They become `features` of the sample.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        length: int,
+        maker: SampleMaker,
+        first: int = 0,
+        features: Callable[[int, tuple[int, int], Crop, int], torch.Tensor] | None = None,
+    ):
+        self.pictures = pictures
+        self.length = length
+        self.maker = maker
+        self.first = first
+        self.features = features
+        self.order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
+
+    def __len__(self) -> int:
+        return max(self.length - self.first, 0)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Sample `first + index`, see `SampleMaker.make`."""
+        epoch, place = divmod(self.first + index, len(self.pictures))
+        corrupt: list[str] = []
+        for step in range(min(100, len(self.pictures))):
+            number = int(self.epoch_order(epoch)[(place + step) % len(self.pictures)])
+            try:
+                image = self.pictures[number].read()
+            except CorruptPictureError as error:
+                logger.warning("skipped: %s", error)
+                corrupt.append(self.pictures[number].name)
+                continue
+            sample = self.maker.make(image, number, epoch)
+            if self.features is not None:
+                crop = self.maker.draw_crop(image, number, epoch)
+                sample["features"] = self.features(number, image.size, crop, epoch)
+            return {**sample, "corrupt": "\n".join(corrupt)}
+        raise ValueError(
+            f"wanted a readable picture, found {len(corrupt)} corrupt ones in a row, such as {corrupt[0]}"
+        )
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Numbers of the pictures in the order of this epoch."""
+        if self.order[0] != epoch:
+            order = np.random.default_rng((self.maker.seed, epoch)).permutation(len(self.pictures))
+            self.order = (epoch, order)
+        return self.order[1]
+
+
+class StreamedImages(IterableDataset):
+    """Endless samples of a stream of `datasets`, for what is too large to download.
+
+    A process reads its own part of the stream, and each of its workers decodes every so many-th picture of that part.
+    Shards and a buffer of pictures are shuffled anew for each epoch. Resuming reads what was read before again: exact,
+    and not quick.
+
+    Args:
+        stream: A `datasets.IterableDataset`, already this process's part (`datasets.distributed`).
+        maker: Makes a sample of a picture.
+        batch_size: Of the loader, whose batches come from one worker after the other.
+        first_batch: Batches of this process already taken; resuming starts further on.
+        column: Where the pictures are.
+        buffer: How many pictures are shuffled at a time.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        maker: SampleMaker,
+        batch_size: int,
+        first_batch: int = 0,
+        column: str = "image",
+        buffer: int = 1000,
+    ):
+        from datasets import Image as ImageColumn
+
+        if stream.column_names is not None and column not in stream.column_names:
+            raise ValueError(f"no column {column!r} in the data set: found {', '.join(stream.column_names)}")
+        self.stream = stream.cast_column(column, ImageColumn(decode=False))
+        self.maker = maker
+        self.batch_size = batch_size
+        self.first_batch = first_batch
+        self.column = column
+        self.buffer = buffer
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Samples of this worker; one whose picture was corrupt names it in the next one's `corrupt`."""
+        worker = get_worker_info()
+        workers = 1 if worker is None else worker.num_workers
+        # The worker that would come next had there been no stop.
+        lane = (self.first_batch + (0 if worker is None else worker.id)) % workers
+        taken = len(range(lane, self.first_batch, workers)) * self.batch_size
+        corrupt: list[str] = []
+        for number, epoch, record in self.records(lane, workers):
+            name, content = record["path"] or f"picture {number}", record["bytes"] or b""
+            try:
+                image = decode_picture(name, content)
+            except CorruptPictureError as error:
+                logger.warning("skipped: %s", error)
+                corrupt.append(name)
+                continue
+            if taken:
+                taken -= 1
+            else:
+                yield {**self.maker.make(image, number, epoch), "corrupt": "\n".join(corrupt)}
+            corrupt = []
+
+    def records(self, lane: int, workers: int) -> Iterator[tuple[int, int, dict]]:
+        """Every `workers`-th picture of every epoch: its number in the epoch, the epoch, bytes and path."""
+        epoch, seen = 0, True
+        while seen:
+            seen = False
+            shuffled = self.stream.shuffle(seed=self.maker.seed + epoch, buffer_size=self.buffer)
+            # Not its own iterator, which would divide the shards among the workers in its own way.
+            for number, batch in enumerate(shuffled.iter(batch_size=1)):
+                seen = True
+                if number % workers == lane:
+                    yield number, epoch, batch[self.column][0]
+            epoch += 1
