@@ -65,7 +65,7 @@ def test_background_clicks_take_away(default):
     model, processor = default
     photo = read_photo(PHOTO)
     first = segment(model, processor, photo, boxes=[75, 15, 480, 385])
-    spot = (340, 200)  # on the saucer, below the cup
+    spot = (200, 440)  # row and column, on the saucer right of the cup
     second = segment(
         model, processor, photo, boxes=[75, 15, 480, 385], points=[[spot[1], spot[0]]], labels=[0],
         image_embeddings=first.image_embeddings,
@@ -84,7 +84,7 @@ def ellipse_in_box(box, shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["grabcut", "berkeley"])
 def test_it_beats_the_trivial_answers(default, shared, name):
-    """The card's claim, on every fifth photo: better than the ellipse in the box."""
+    """On every fifth photo: better than the ellipse in the box, and by far."""
     found, trivial = [], []
     for pair in find_pairs(shared / "data" / name)[::5]:
         for record in pair.read_annotations():
@@ -94,4 +94,4 @@ def test_it_beats_the_trivial_answers(default, shared, name):
             answer = segment(*default, pair.read_image(), boxes=box).masks[0, 0]
             found.append(float(mask_iou(answer & known, mask & known)))
             trivial.append(float(mask_iou(ellipse_in_box(box, mask.shape) & known, mask & known)))
-    assert np.mean(found) > np.mean(trivial)
+    assert np.mean(found) > np.mean(trivial) + 0.1
