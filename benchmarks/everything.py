@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import SamConfig, SamImageProcessor, SamModel, pipeline
-from transformers.utils import is_torchvision_available
+from transformers import SamConfig, SamImageProcessorPil, SamModel, pipeline
 
 from efficientsam_hf import (
     VARIANTS,
     EfficientSamConfig,
+    EfficientSamImageProcessor,
     EfficientSamModel,
     EfficientSamProcessor,
     segment_everything,
@@ -90,6 +90,12 @@ def plain_everything(model, processor, photo: Image.Image, side: int, iou: float
     return [kept[index] for index in nms(torch.cat(boxes), torch.cat(scores), 0.7).tolist()]
 
 
+class PeerImageProcessor(SamImageProcessorPil):
+    """transformers' own, with the suppression of doubles in torch, so that it needs no torchvision."""
+
+    post_process_for_mask_generation = EfficientSamImageProcessor.post_process_for_mask_generation
+
+
 def build(name: str):
     torch.manual_seed(0)
     if name != "transformers":
@@ -97,7 +103,7 @@ def build(name: str):
         return model, EfficientSamProcessor.from_model_config(model.config)
     vision = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "mlp_dim": 768}
     vision |= {"window_size": 0, "global_attn_indexes": list(range(12))}
-    return SamModel(SamConfig(vision_config=vision)).eval(), SamImageProcessor()
+    return SamModel(SamConfig(vision_config=vision)).eval(), PeerImageProcessor()
 
 
 def make_photo(width: int, height: int) -> Image.Image:
@@ -200,9 +206,6 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     photo = make_photo(*map(int, args.size.split("x")))
     names = [args.memory_of] if args.memory_of else ["ours", "plain", "transformers"]
-    if "transformers" in names and not is_torchvision_available():
-        names.remove("transformers")
-        print("transformers' pipeline for its own SamModel needs torchvision, which is not here: not measured")
     rows = []
     for name in names:
         model, processor = build(name)

@@ -1,9 +1,12 @@
-"""Train EfficientSAM on pictures with masks in SA-1B's layout: folders or tar shards of .jpg and .json pairs.
+"""Train EfficientSAM on pictures with masks: SA-1B's shards, COCO's or LVIS's instances, folders with masks.
 
 From a model (a folder or a Hub id), or from scratch with a config:
 
     accelerate launch examples/finetune_sa1b.py --model MODEL --sources sa_000000.tar sa_000001.tar --output_dir run
     accelerate launch examples/finetune_sa1b.py --config examples/configs/nano.json --sources FOLDER --output_dir run
+
+A source is a folder or a tar of .jpg and .json pairs, `instances.json:FOLDER`, or a folder of `images/` and `masks/`;
+all are drawn from by number. A pattern such as "sa_*.tar" (in quotes) or an address such as hf://... is streamed.
 
 The same command started again goes on where the last one stopped. Progress goes to the terminal and to tensorboard;
 the trained model and its processor lie in OUTPUT_DIR/model.
@@ -11,21 +14,29 @@ the trained model and its processor lie in OUTPUT_DIR/model.
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser
+from transformers import BaseImageProcessor, HfArgumentParser
 
 from efficientsam_hf import EfficientSamConfig, EfficientSamModel, EfficientSamProcessor
 from efficientsam_hf.data.augmentation import Augmentation
-from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
+from efficientsam_hf.data.pair_reading import PairReader
+from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
+from efficientsam_hf.data.shards import find_shards, is_streamed
+from efficientsam_hf.data.sources import find_labelled_pictures
+from efficientsam_hf.data.streaming import ShardStream, StreamPosition
+from efficientsam_hf.efficientnet import start_from_efficientnet
 from efficientsam_hf.training.checkpoints import Checkpoints
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
 from efficientsam_hf.training.optimization import (
+    freeze,
     parameter_groups,
     seeded_generator,
     set_learning_rate,
@@ -38,10 +49,13 @@ from efficientsam_hf.training.optimization import (
 class Arguments:
     """Every knob. The defaults are the paper's where it names a value (section 4.1)."""
 
-    sources: list[str] = field(metadata={"help": "folders or tars; each is drawn with equal chance"})
+    sources: list[str] = field(metadata={"help": "where pictures and masks are; each is drawn with equal chance"})
     output_dir: str = field(metadata={"help": "states of the run, and the model at its end"})
     model: str | None = field(default=None, metadata={"help": "folder or Hub id of the model to start from"})
     config: str | None = field(default=None, metadata={"help": "config JSON of a model to train from scratch"})
+    stem: str | None = field(
+        default=None, metadata={"help": "EfficientNet-Lite weights (.pth) to start the stem from"}
+    )
     image_size: int | None = field(default=None, metadata={"help": "side in pixels to train at; default: the model's"})
     masks_per_image: int = field(default=64, metadata={"help": "masks drawn from a picture"})
     smallest_mask: float = field(default=0.0, metadata={"help": "masks covering less of the picture are left out"})
@@ -54,11 +68,20 @@ class Arguments:
     shapes: float = field(default=0.0, metadata={"help": "chance that masks are random shapes of another picture"})
     objects: float = field(default=0.0, metadata={"help": "chance that masks are objects pasted from other pictures"})
     hold_out: int = field(default=0, metadata={"help": "every so many-th pair of a source is not trained on; 0: all"})
+    lanes: int = field(
+        default=0, metadata={"help": "streams read side by side, a multiple of processes x workers; 0: just that"}
+    )
     batch_size: int = field(default=2, metadata={"help": "pictures a process and step"})
     accumulate: int = field(default=1, metadata={"help": "batches before the weights move"})
     max_steps: int = field(default=437_000, metadata={"help": "weight updates; 5 epochs of SA-1B, 128 pictures each"})
     learning_rate: float = field(default=4e-4, metadata={"help": "at its peak"})
     encoder_rate: float = field(default=1.0, metadata={"help": "the image encoder's learning rate, as a share of it"})
+    stem_rate: float = field(
+        default=1.0, metadata={"help": "the convolutional stem's learning rate, as a share of it"}
+    )
+    freeze: list[str] = field(
+        default_factory=list, metadata={"help": "names or patterns of parameters that stay as they are"}
+    )
     schedule: str = field(default="linear", metadata={"help": "linear or cosine, down to 0"})
     warmup: int = field(default=250, metadata={"help": "steps of linear climb"})
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
@@ -73,8 +96,12 @@ class Arguments:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.config is None):
             raise ValueError("give either --model or --config, got " + ("neither" if self.model is None else "both"))
+        if self.stem is not None and self.config is None:
+            raise ValueError("--stem starts a new model's stem: give it with --config")
         if self.schedule not in ("linear", "cosine"):
             raise ValueError(f"--schedule must be linear or cosine, got {self.schedule!r}")
+        if len({is_streamed(source) for source in self.sources}) > 1:
+            raise ValueError(f"--sources must be all streamed (patterns, addresses) or none, got {self.sources}")
 
 
 def build(args: Arguments) -> tuple[EfficientSamModel, EfficientSamProcessor]:
@@ -86,7 +113,10 @@ def build(args: Arguments) -> tuple[EfficientSamModel, EfficientSamProcessor]:
     processor = EfficientSamProcessor.from_model_config(config)
     # The released weights saw pictures shrunk without antialiasing; whoever starts anew need not.
     processor.image_processor.antialias = True
-    return EfficientSamModel(config), processor
+    model = EfficientSamModel(config)
+    if args.stem is not None:
+        start_from_efficientnet(model.vision_encoder.embeddings.patch_embedding, args.stem)
+    return model, processor
 
 
 def main(args: Arguments) -> None:
@@ -102,12 +132,22 @@ def main(args: Arguments) -> None:
     set_seed(args.seed)
     model, processor = build(args)
     task = InteractiveSegmentation(model, rounds=args.rounds, box_chance=args.box_chance, every_iou=args.every_iou)
-    groups = parameter_groups(task, args.weight_decay, {"model.vision_encoder.": args.encoder_rate})
+    freeze(model, args.freeze)
+    rates = {"model.vision_encoder.embeddings.patch_embedding.blocks": args.stem_rate}
+    rates["model.vision_encoder."] = args.encoder_rate
+    groups = parameter_groups(task, args.weight_decay, rates)
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
     task, optimizer = accelerator.prepare(task, optimizer)
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
+    position = None
+    if is_streamed(args.sources[0]):
+        position = StreamPosition(args.lanes or accelerator.num_processes * max(args.workers, 1))
+        accelerator.register_for_checkpointing(position)
     step = checkpoints.resume()
-    loader = accelerator.prepare(build_loader(args, processor, step, accelerator.num_processes))
+    if position is None:
+        loader = accelerator.prepare(build_loader(args, processor, step, accelerator.num_processes))
+    else:
+        loader = streamed_batches(args, processor, step, accelerator, position)
     schedule = {"linear": warmup_linear, "cosine": warmup_cosine}[args.schedule]
     size, processes = sum(parameter.numel() for parameter in model.parameters()), accelerator.num_processes
     accelerator.print(f"{size:,} parameters, {processes} process(es), {step} of {args.max_steps} steps done")
@@ -143,6 +183,10 @@ def main(args: Arguments) -> None:
             break
 
     checkpoints.save(step)
+    # Saving has gathered what all processes skipped. Gathering it here once more, just before the end, would leave a
+    # process hanging now and then: gloo's thread and the end of the interpreter wait for each other.
+    if position is not None and position.skipped:
+        accelerator.print(f"{len(position.skipped)} skipped, such as: {'; '.join(sorted(position.skipped)[:3])}")
     accelerator.end_training()
     if accelerator.is_main_process:
         folder = Path(args.output_dir) / "model"
@@ -151,21 +195,52 @@ def main(args: Arguments) -> None:
         print(f"{step} of {args.max_steps} steps done, model in {folder}")
 
 
-def training_pairs(source: str, hold_out: int) -> list[Pair]:
-    """The pairs of a source without every `hold_out`-th, the first one among them: those choose between models."""
-    return [pair for number, pair in enumerate(find_pairs(source)) if not hold_out or number % hold_out]
+def training_pairs(source: str, hold_out: int) -> list[LabelledPicture]:
+    """The pictures of a source without every `hold_out`-th, the first one among them: those choose between models."""
+    return [pair for number, pair in enumerate(find_labelled_pictures(source)) if not hold_out or number % hold_out]
+
+
+def training_size(args: Arguments, processor: EfficientSamProcessor) -> BaseImageProcessor:
+    """The image processor, at the size to train at."""
+    image_processor = processor.image_processor
+    if args.image_size is None:
+        return image_processor
+    fields = {**image_processor.to_dict(), "size": {"height": args.image_size, "width": args.image_size}}
+    return type(image_processor).from_dict(fields)
+
+
+def streamed_batches(
+    args: Arguments, processor: EfficientSamProcessor, step: int, accelerator: Accelerator, position: StreamPosition
+) -> Iterator[dict[str, torch.Tensor]]:
+    """This process's batches from `step` on, which move `position`; Accelerate would divide them once more."""
+    reader = PairReader(
+        training_size(args, processor),
+        args.masks_per_image,
+        Augmentation(args.smallest_crop, args.flip, args.color, args.shapes, args.objects),
+        args.smallest_mask,
+    )
+    stream = ShardStream(
+        find_shards(args.sources),
+        reader.read,
+        position,
+        args.batch_size,
+        first_batch=step * args.accumulate * accelerator.num_processes,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        seed=args.seed,
+        hold_out=args.hold_out,
+    )
+    loader = DataLoader(stream, args.batch_size, num_workers=args.workers, pin_memory=torch.cuda.is_available())
+    for batch in islice(loader, (args.max_steps - step) * args.accumulate):
+        yield send_to_device(position.advance(batch), accelerator.device, non_blocking=True)
 
 
 def build_loader(args: Arguments, processor: EfficientSamProcessor, step: int, processes: int) -> DataLoader:
     """Batches from `step` on; the numbers of their samples are all that they depend on."""
-    image_processor = processor.image_processor
-    if args.image_size is not None:
-        fields = {**image_processor.to_dict(), "size": {"height": args.image_size, "width": args.image_size}}
-        image_processor = type(image_processor).from_dict(fields)
     per_step = args.batch_size * args.accumulate * processes
     samples = Sa1bSamples(
         [training_pairs(source, args.hold_out) for source in args.sources],
-        image_processor,
+        training_size(args, processor),
         length=args.max_steps * per_step,
         masks_per_image=args.masks_per_image,
         augmentation=Augmentation(args.smallest_crop, args.flip, args.color, args.shapes, args.objects),

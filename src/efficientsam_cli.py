@@ -118,16 +118,18 @@ def everything(
         Path | None, typer.Option(help="overlay picture; for a folder, the folder to write into")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="masks in COCO's format")] = None,
-    points_per_side: Annotated[int, typer.Option(help="clicks along each side")] = 32,
+    points_per_side: Annotated[int | None, typer.Option(help="clicks along each side")] = None,
     pred_iou_thresh: Annotated[float | None, typer.Option(help="least predicted IoU, 0 to 1")] = None,
     stability_score_thresh: Annotated[float | None, typer.Option(help="least stability, 0 to 1")] = None,
     box_nms_thresh: Annotated[float | None, typer.Option(help="most overlap of two masks' boxes, 0 to 1")] = None,
-    crop_n_layers: Annotated[int, typer.Option(help="layers of crops, each twice as close")] = 0,
-    min_mask_region_area: Annotated[int, typer.Option(help="fill holes, drop islands of fewer pixels")] = 0,
-    strategy: Annotated[str, typer.Option(help='"grid", or "adaptive": no click on what was found already')] = "grid",
+    crop_n_layers: Annotated[int | None, typer.Option(help="layers of crops, each twice as close")] = None,
+    min_mask_region_area: Annotated[int | None, typer.Option(help="fill holes, drop islands of fewer pixels")] = None,
+    strategy: Annotated[str | None, typer.Option(help='"grid", or "adaptive": no click on what was found')] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
 ) -> None:
     """Find every object of a picture, or of each picture of a folder, and draw them.
+
+    What is left out is as the model's config says, or else as in segment-anything.
 
     A folder's pictures get a PNG and a JSON file each in OUTPUT (SOURCE_masks if left out), and together
     OUTPUT/coco.json. Started again, the command goes on where it stopped.
@@ -192,3 +194,50 @@ def convert(
         model = convert_official(source)
         save_for_hub(model, EfficientSamProcessor.from_model_config(model.config), target)
     typer.echo(f"wrote {target}")
+
+
+@app.command()
+@one_line_errors
+def cache_features(
+    sources: Annotated[list[str], typer.Argument(help="folders or tars of pictures, in training's order")],
+    teacher: Annotated[str, typer.Option(help="folder or Hub id of a vision model, or an ONNX file")],
+    output: Annotated[Path, typer.Option(help="folder of the cache")],
+    image_size: Annotated[int, typer.Option(help="side in pixels that the teacher looks at")] = 1024,
+    before_neck: Annotated[bool, typer.Option(help="a SAM encoder's features before its neck")] = False,
+    teacher_output: Annotated[str | None, typer.Option(help="an ONNX file's output with the features")] = None,
+    teacher_mean: Annotated[str | None, typer.Option(help="three numbers, R,G,B; its own if left out")] = None,
+    teacher_std: Annotated[str | None, typer.Option(help="three numbers, R,G,B; its own if left out")] = None,
+    grid: Annotated[int, typer.Option(help="side of the kept features in cells")] = 64,
+    crops: Annotated[int, typer.Option(help="keep so many random crops of a picture; 0: the whole picture")] = 0,
+    seed: Annotated[int, typer.Option(help="of the crops; training's")] = 0,
+    smallest_area: Annotated[float, typer.Option(help="of the crops; training's")] = 0.2,
+    pictures_per_shard: Annotated[int, typer.Option(help="pictures in a file")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="pictures that the teacher sees at once")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
+) -> None:
+    """Let a teacher look at every picture once and keep its features, for examples/pretrain_sami.py --cache.
+
+    Started again, the command goes on where it stopped. Under torchrun the processes share the work.
+    """
+    import os
+
+    import torch
+
+    from efficientsam_hf.data.crops import RandomResizedCrop, SampleMaker
+    from efficientsam_hf.data.images import find_pictures
+    from efficientsam_hf.training.feature_cache import CacheSettings, write_cache
+    from efficientsam_hf.training.teachers import load_teacher
+
+    mean = parse_numbers(teacher_mean, "--teacher-mean", (3,), "R,G,B") if teacher_mean else None
+    std = parse_numbers(teacher_std, "--teacher-std", (3,), "R,G,B") if teacher_std else None
+    rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
+    place = device or str(torch.accelerator.current_accelerator() or "cpu")
+    if place == "cuda":
+        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    pictures = find_pictures(sources)
+    loaded = load_teacher(teacher, image_size, not before_neck, teacher_output, mean, std).to(place)
+    maker = SampleMaker(seed=seed, crop=RandomResizedCrop(smallest_area), crops=crops or None)
+    settings = CacheSettings(grid, crops, seed, smallest_area, pictures_per_shard)
+    for shard in write_cache(output, pictures, loaded, maker, settings, batch_size, rank, processes):
+        typer.echo(f"shard {shard} done", err=True)
+    typer.echo(f"features of {len(pictures)} pictures: {output}")

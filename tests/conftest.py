@@ -40,6 +40,14 @@ def tiny_config(**prompt_encoder) -> EfficientSamConfig:
     )
 
 
+def stem_config(**prompt_encoder) -> EfficientSamConfig:
+    """As `tiny_config`, with convolutions in place of the patch embedding."""
+    fields = tiny_config(**prompt_encoder).to_dict()
+    rows = [[3, 2, 1, 4, 1, 1], [5, 2, 2, 6, 2, 1], [3, 2, 2, 8, 1, 1], [3, 1, 2, 8, 1, 2]]
+    fields["vision_config"].update(stem_stages=rows, stem_channels=5)
+    return EfficientSamConfig(**fields)
+
+
 def make_model(config: EfficientSamConfig, seed: int = 0) -> EfficientSamModel:
     """A model with weights large enough that every part shows in the output."""
     torch.manual_seed(seed)

@@ -36,6 +36,7 @@ FLOORS = [
         "modeling_efficientsam_sami",
         "modeling_efficientsam_backbone",
         "conversion",
+        "efficientnet",
         "prediction",
         "mask_search",
         "visualization",

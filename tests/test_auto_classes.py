@@ -20,6 +20,8 @@ from efficientsam_hf import (
     EfficientSamModel,
     EfficientSamProcessor,
     EfficientSamPromptEncoderConfig,
+    EfficientSamSamiConfig,
+    EfficientSamSamiDecoderConfig,
     EfficientSamVisionConfig,
     EfficientSamVisionModel,
 )
@@ -29,6 +31,8 @@ CONFIGS = [
     EfficientSamVisionConfig,
     EfficientSamPromptEncoderConfig,
     EfficientSamMaskDecoderConfig,
+    EfficientSamSamiConfig,
+    EfficientSamSamiDecoderConfig,
 ]
 
 

@@ -52,3 +52,16 @@ def test_attention_implementation_reaches_every_part():
     config._attn_implementation = "eager"
     parts = (config.vision_config, config.prompt_encoder_config, config.mask_decoder_config)
     assert {part._attn_implementation for part in parts} == {"eager"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[3, 8, 1, 4, 1]], "kernel, stride, expansion, channels, repeats, dilation"),
+        ([[3, 4, 1, 4, 1, 1]], "shrink the picture by patch_size 16, got 8"),
+    ],
+    ids=["short row", "stride"],
+)
+def test_stem_that_cannot_be_is_refused(rows, words):
+    with pytest.raises(ValueError, match=words):
+        EfficientSamVisionConfig(stem_stages=rows)

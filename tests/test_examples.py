@@ -12,11 +12,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from conftest import REPOSITORY, tiny_config
+from PIL import Image
 from safetensors.torch import load_file
-from synthetic import make_folder, make_tar, scene_files
+from synthetic import make_folder, make_scene, make_tar, scene_files
+from test_efficientnet import ROWS, random_weights
 from transformers import HfArgumentParser
 
 from efficientsam_hf import EfficientSamConfig, EfficientSamModel, EfficientSamProcessor
+from efficientsam_hf.efficientnet import start_from_efficientnet
 
 FINETUNE = REPOSITORY / "examples" / "finetune_sa1b.py"
 SCRIPTS = Path(sys.executable).parent
@@ -124,6 +127,70 @@ def test_finetuning_in_two_processes_stops_in_company(inputs, tmp_path: Path):
     EfficientSamModel.from_pretrained(tmp_path / "run" / "model")
 
 
+def with_sources(inputs: dict, *sources: str) -> dict:
+    return {**inputs, "sources": list(sources)}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "shard", "stream", "coco", "masks"])
+def test_every_kind_of_source_trains(kind: str, inputs, run, tmp_path: Path):
+    pictures = {f"images/{name}": data for name, data in scene_files(3).items() if name.endswith(".jpg")}
+    for name, data in pictures.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    square = [10, 5, 40, 5, 40, 25, 10, 25]
+    images = [{"id": n, "file_name": f"sa_{n}.jpg", "width": 80, "height": 60} for n in range(3)]
+    records = [{"id": n, "image_id": n, "category_id": 1, "segmentation": [square]} for n in range(3)]
+    (tmp_path / "instances.json").write_text(json.dumps({"images": images, "annotations": records}))
+    if kind == "masks":
+        (tmp_path / "masks").mkdir()
+        for number in range(3):
+            Image.fromarray(make_scene(number)[1][:2].argmax(0).astype("uint8")).save(
+                tmp_path / f"masks/sa_{number}.png"
+            )
+    source = {
+        "pairs": inputs["sources"][0],
+        "shard": inputs["sources"][1],
+        "stream": inputs["sources"][1].replace("000000", "*"),
+        "coco": f"{tmp_path / 'instances.json'}:{tmp_path / 'images'}",
+        "masks": str(tmp_path),
+    }[kind]
+    printed = run(*options(with_sources(inputs, source), tmp_path / "run", "--max_steps", "2"))
+    assert len(steps_in(printed)) == 2
+    assert "2 of 2 steps done, model in" in printed
+
+
+def test_a_stream_stops_and_goes_on_bit_for_bit(inputs, run, tmp_path: Path):
+    """In the middle of a shard, with other workers, past a pair that cannot be read."""
+    for number, count in enumerate((5, 4)):
+        make_tar(tmp_path / f"sa_{number:06d}.tar", {**scene_files(count), "sa_1.jpg": b""})
+    given = with_sources(inputs, str(tmp_path / "sa_*.tar"))
+    stopped = run(
+        *options(given, tmp_path / "parts", "--max_steps", "3", "--lanes", "2", "--max_minutes", "0", "--workers", "2")
+    )
+    assert "1 of 3 steps done, model in" in stopped
+    resumed = run(*options(given, tmp_path / "parts", "--max_steps", "3", "--lanes", "2"))
+    whole = run(*options(given, tmp_path / "whole", "--max_steps", "3", "--lanes", "2"))
+    assert steps_in(resumed) == steps_in(whole)[1:] != []
+    parts, unbroken = weights_of(tmp_path / "parts"), weights_of(tmp_path / "whole")
+    assert all(torch.equal(parts[name], tensor) for name, tensor in unbroken.items())
+    assert "skipped, such as: sa_1 in" in resumed
+    with pytest.raises(ValueError, match="a stream of 2 lanes, found 1 now"):
+        run(*options(given, tmp_path / "parts", "--max_steps", "4"))
+
+
+@pytest.mark.slow
+def test_a_stream_is_shared_by_two_processes(inputs, tmp_path: Path):
+    given = with_sources(inputs, inputs["sources"][1].replace("000000", "*"))
+    for steps in ("1", "2"):
+        arguments = options(given, tmp_path / "run", "--max_steps", steps)
+        printed = launch("torchrun", "--nproc-per-node", "2", str(FINETUNE), *arguments)
+        assert printed.count(f"{steps} of {steps} steps done, model in") == 1
+    state = torch.load(tmp_path / "run" / "step_2" / "custom_checkpoint_0.pkl")
+    # Two steps of two batches of two samples: of its single pair each lane has begun the eighth epoch, or a later one.
+    assert sorted(state["places"]) == [0, 1]
+    assert min(epoch for epoch, *_ in state["places"].values()) >= 7
+
+
 def test_finetuning_from_a_model_at_another_size(inputs, run, tmp_path: Path):
     start = EfficientSamModel(tiny_config())
     start.save_pretrained(tmp_path / "start")
@@ -148,6 +215,22 @@ def test_finetuning_from_a_model_at_another_size(inputs, run, tmp_path: Path):
     assert EfficientSamProcessor.from_pretrained(tmp_path / "run" / "model").image_processor.size.height == 64
     assert [path.name for path in (tmp_path / "run").glob("step_*")] == ["step_2"]
     assert list((tmp_path / "run" / "log").glob("events.*"))
+
+
+def test_a_stem_starts_from_weights_and_learns_at_its_own_rate(inputs, run, tmp_path: Path):
+    config = tiny_config().to_dict()
+    config["vision_config"].update(stem_stages=ROWS, stem_channels=5, patch_size=8)
+    (tmp_path / "stem.json").write_text(json.dumps(config))
+    torch.save(random_weights(), tmp_path / "lite.pth")
+    arguments = ["--config", str(tmp_path / "stem.json"), *options(inputs, tmp_path / "run")[2:]]
+    arguments += ["--stem", str(tmp_path / "lite.pth"), "--stem_rate", "0", "--weight_decay", "0"]
+    run(*arguments, "--max_steps", "1", "--freeze", "vision_encoder.embeddings.patch_embedding.conv.*")
+    trained = EfficientSamModel.from_pretrained(tmp_path / "run" / "model").vision_encoder.embeddings
+    stem = EfficientSamModel(EfficientSamConfig(**config)).vision_encoder.embeddings.patch_embedding
+    start_from_efficientnet(stem, tmp_path / "lite.pth")
+    for name, value in stem.state_dict().items():
+        same = torch.equal(value, trained.patch_embedding.state_dict()[name])
+        assert same == (not name.startswith("projection."))
 
 
 def test_a_finished_run_has_nothing_left_to_do(inputs, run, tmp_path: Path):
@@ -190,12 +273,19 @@ def test_bad_arguments_are_said(inputs, run, tmp_path: Path, capsys):
         run("--sources", "set", "--output_dir", str(tmp_path))
     with pytest.raises(ValueError, match="give either --model or --config, got both"):
         run(*options(inputs, tmp_path, "--model", "tiny"))
+    with pytest.raises(ValueError, match="--stem starts a new model's stem: give it with --config"):
+        run("--sources", "set", "--output_dir", str(tmp_path), "--model", "tiny", "--stem", "lite.pth")
     with pytest.raises(ValueError, match="--schedule must be linear or cosine, got 'steps'"):
         run(*options(inputs, tmp_path, "--schedule", "steps"))
     with pytest.raises(ValueError, match="rounds must be 1 to 4: a box takes two of 6 slots; got 5"):
         run(*options(inputs, tmp_path, "--rounds", "5"))
     with pytest.raises(FileNotFoundError, match=r"nothing at .*missing\.tar: wanted a folder or a tar"):
         run(*options(inputs, tmp_path, "--sources", str(tmp_path / "missing.tar")))
+    with pytest.raises(ValueError, match=r"--sources must be all streamed \(patterns, addresses\) or none, got"):
+        run(*options(inputs, tmp_path, "--sources", "set", "sa_*.tar"))
+    stream = with_sources(inputs, inputs["sources"][1].replace("000000", "*"))
+    with pytest.raises(ValueError, match="a stream has no second picture to paste from"):
+        run(*options(stream, tmp_path, "--objects", "0.5"))
     with pytest.raises(ValueError, match="--epochs"):
         run(*options(inputs, tmp_path, "--epochs", "5"))
     with pytest.raises(SystemExit):

@@ -42,7 +42,7 @@ class Discs:
     """
 
     device = torch.device("cpu")
-    config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=16))
+    config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=16), mask_generation=None)
 
     def __init__(self, radius: float):
         self.radius = radius
@@ -234,6 +234,7 @@ def test_lists_are_singles(tiny):
     together = segment_everything(*tiny, photos, **options)
     assert together == [segment_everything(*tiny, photo, **options) for photo in photos]
     assert segment_everything(*tiny, [], **options) == []
+    assert segment_everything(*tiny, [], return_embeddings=True, **options) == ([], [])
 
 
 @pytest.mark.parametrize("layers", [0, 1])
@@ -249,6 +250,17 @@ def test_embeddings_go_out_and_in(tiny, layers, monkeypatch):
     )
     assert both == [records]
     assert torch.equal(again[0], embeddings)
+
+
+def test_the_config_says_what_suits_the_weights_and_the_caller_has_the_last_word(tiny, monkeypatch):
+    model, processor = tiny
+    photo, options = make_photo(), {"points_per_side": 4, **EVERYTHING}
+    everything, fewer = (
+        segment_everything(model, processor, photo, **{**options, "points_per_side": side}) for side in (4, 1)
+    )
+    monkeypatch.setattr(model.config, "mask_generation", options)
+    assert segment_everything(model, processor, photo) == everything
+    assert segment_everything(model, processor, photo, points_per_side=1) == fewer != everything
 
 
 def test_the_pipeline_gives_the_same_masks(tiny):

@@ -12,6 +12,8 @@ from efficientsam_hf import masks_efficientsam
 from efficientsam_hf.masks_efficientsam import (
     box_area,
     box_iou,
+    boxes_at_size,
+    corners_of,
     cut_off_by_crop,
     decode_rle,
     encode_rle,
@@ -307,3 +309,24 @@ def test_only_an_edge_inside_the_picture_cuts_off():
     )
     assert cut_off_by_crop(boxes, crop, 1000, 1000).tolist() == [False, True, False, True, False]
     assert not cut_off_by_crop(boxes, [0, 0, 300, 400], 400, 300).any()
+
+
+def test_cocos_boxes_as_corners():
+    assert corners_of([[1, 2, 3, 4], [0, 0, 5, 6]]).tolist() == [[1, 2, 4, 6], [0, 0, 5, 6]]
+    assert corners_of([]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 48), (40, 100)])
+def test_boxes_without_the_masks_are_the_masks_boxes_to_the_pixel(size):
+    """Of smooth masks, brought to full size by the same interpolation that boxes assume."""
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    centres = [(8, 8, 5), (3, 12, 4), (0, 0, 6), (15, 7, 3.3), (7.4, 7.7, 30)]
+    logits = torch.stack([radius - torch.hypot(x - cx, y - cy) for cx, cy, radius in centres])
+    wanted = masks_to_boxes(resize_masks(logits, size, "bilinear") >= 0).float()
+    found = boxes_at_size(logits, *size)
+    assert (found - wanted).abs().max() <= 1
+    assert (found == wanted).float().mean() > 0.8
+
+
+def test_an_empty_mask_has_an_empty_box():
+    assert boxes_at_size(torch.full((1, 4, 4), -1.0), 20, 30).tolist() == [[0, 0, 0, 0]]

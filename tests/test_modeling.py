@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_model, tiny_config
+from conftest import make_model, stem_config, tiny_config
 from torch.testing import assert_close
 
 from efficientsam_hf import EfficientSamModel, EfficientSamVisionModel
@@ -10,6 +10,11 @@ POINTS = torch.tensor([[[[10.0, 20.0]], [[40.0, 50.0]]], [[[5.0, 60.0]], [[33.0,
 BOXES = torch.tensor(
     [[[4.0, 8.0, 30.0, 40.0], [1.0, 2.0, 60.0, 50.0]], [[20.0, 8.0, 60.0, 61.0], [9.0, 9.0, 30.0, 31.0]]]
 )
+
+
+@pytest.fixture(params=[tiny_config, stem_config], ids=["patches", "stem"])
+def model(request: pytest.FixtureRequest) -> EfficientSamModel:
+    return make_model(request.param())
 
 
 def same(left, right, **tolerance):
@@ -165,7 +170,7 @@ def test_labels_give_a_loss_that_reaches_every_part(model, pixels):
     # Mask token 0 is not asked for, so its network stays out; and a softmax does not see what shifts all scores alike.
     unseen = ("mask_decoder.hypernetworks.0.", "token_to_image.k_proj.bias")
     assert all(any(part in name for part in unseen) for name in untouched)
-    assert model.vision_encoder.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.get_input_embeddings().parameters())
     assert model.prompt_encoder.foreground.grad.abs().sum() > 0
 
 

@@ -174,6 +174,12 @@ def test_several_photos(generator):
         assert all(torch.as_tensor(mask).shape == shape[::-1] for mask in found["masks"])
 
 
+def test_batches_of_photos_are_refused_rather_than_mixed_up(generator):
+    photos = [make_photo(*SHAPES["16:9"]), make_photo(*SHAPES["9:16"])]
+    with pytest.raises(ValueError, match="picture by picture, got 2 together: leave the pipeline's batch_size at 1"):
+        generator(photos, points_per_crop=3, batch_size=2, **EVERYTHING)
+
+
 def test_half_precision(folder):
     generator = pipeline("mask-generation", model=folder, device="cpu", dtype=torch.bfloat16)
     assert generator.model.dtype == torch.bfloat16

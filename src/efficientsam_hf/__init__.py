@@ -2,22 +2,32 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskGeneration, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskGeneration,
+    AutoModelForPreTraining,
+    AutoProcessor,
+)
 
 # Not from the top: there transformers 5.17 has a stand-in for it that asks for torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .configuration_efficientsam import (
+    MAE_BASELINE,
     VARIANTS,
     EfficientSamConfig,
     EfficientSamMaskDecoderConfig,
     EfficientSamPromptEncoderConfig,
+    EfficientSamSamiConfig,
+    EfficientSamSamiDecoderConfig,
     EfficientSamVisionConfig,
 )
 from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
 from .image_processing_efficientsam import EfficientSamImageProcessor
 from .mask_generation import segment_everything
 from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
+from .modeling_efficientsam_sami import EfficientSamForPreTraining
 from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_everything, draw_segmentation
@@ -34,24 +44,30 @@ for config_class in (
     EfficientSamVisionConfig,
     EfficientSamPromptEncoderConfig,
     EfficientSamMaskDecoderConfig,
+    EfficientSamSamiConfig,
+    EfficientSamSamiDecoderConfig,
 ):
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 AutoModel.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
 AutoModel.register(EfficientSamVisionConfig, EfficientSamVisionModel, exist_ok=True)
 AutoModelForMaskGeneration.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
+AutoModelForPreTraining.register(EfficientSamSamiConfig, EfficientSamForPreTraining, exist_ok=True)
 
 # One class serves both of transformers' backends.
 BACKENDS = dict.fromkeys(("pil", "torchvision"), EfficientSamImageProcessor)
 AutoImageProcessor.register(EfficientSamConfig, image_processor_classes=BACKENDS, exist_ok=True)
+AutoImageProcessor.register(EfficientSamSamiConfig, image_processor_classes=BACKENDS, exist_ok=True)
 AutoProcessor.register(EfficientSamConfig, EfficientSamProcessor, exist_ok=True)
 
 # What `save_pretrained` and `push_to_hub` write then carries its own code, so that those who lack this package can
 # load it with trust_remote_code=True. Each class is noted for one Auto class; `hub.save_for_hub` notes all.
 EfficientSamModel.register_for_auto_class("AutoModelForMaskGeneration")
+EfficientSamForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 for own_class in (
     EfficientSamConfig,
     EfficientSamVisionConfig,
+    EfficientSamSamiConfig,
     EfficientSamVisionModel,
     EfficientSamImageProcessor,
     EfficientSamProcessor,
@@ -59,13 +75,17 @@ for own_class in (
     own_class.register_for_auto_class()
 
 __all__ = [
+    "MAE_BASELINE",
     "VARIANTS",
     "EfficientSamConfig",
+    "EfficientSamForPreTraining",
     "EfficientSamImageProcessor",
     "EfficientSamMaskDecoderConfig",
     "EfficientSamModel",
     "EfficientSamProcessor",
     "EfficientSamPromptEncoderConfig",
+    "EfficientSamSamiConfig",
+    "EfficientSamSamiDecoderConfig",
     "EfficientSamVisionConfig",
     "EfficientSamVisionModel",
     "Segmentation",

@@ -214,7 +214,16 @@ class EfficientSamImageProcessor(BaseImageProcessor):
 
         Returns:
             Of the whole picture: run lengths (lists of integers) of N masks, scores (N,), boxes (N, 4) int64.
+
+        Raises:
+            ValueError: for several pictures together. A pipeline with a `batch_size` above 1 comes here with the sizes
+                of all, but with the masks of the first alone, so that the others' would be lost without a word.
         """
+        if (pictures := torch.as_tensor(original_size).numel() // 2) != 1:
+            raise ValueError(
+                f"masks are filtered picture by picture, got {pictures} together: leave the pipeline's batch_size at "
+                "1 (several pictures may come in one list) and choose points_per_batch instead"
+            )
         masks, scores = masks.flatten(0, 1), iou_scores.flatten(0, 1).to(masks.device)
         rows = torch.arange(len(masks), device=masks.device)
         if pred_iou_thresh > 0:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import (
+    boxes_at_size,
+    corners_of,
     cut_off_by_crop,
     encode_rle,
     masks_to_boxes,
@@ -25,7 +27,8 @@ from .modeling_efficientsam import EfficientSamModel
 from .processing_efficientsam import EfficientSamProcessor
 
 FULL_SIZE_BYTES = 2**27  # masks of full size that exist at one time
-DECODER_BYTES = 2**29  # what the decoder may take at one time
+DECODER_BYTES = 2**30  # what the decoder may take of an accelerator at one time
+CPU_DECODER_BYTES = 2**28  # what it may take of the main memory, where larger batches only leave the cache
 
 
 @dataclass
@@ -77,8 +80,8 @@ class Crop:
         patch = self.model.config.vision_config.patch_size
         self.frame = torch.tensor([patch * side for side in reversed(self.grid)])
         one = self.model.mask_decoder.bytes_per_prompt(self.grid[0] * self.grid[1])
-        fitting = max(1, DECODER_BYTES // one)
-        self.points_per_batch = self.settings.points_per_batch or fitting
+        budget = CPU_DECODER_BYTES if self.embeddings.device.type == "cpu" else DECODER_BYTES
+        self.points_per_batch = self.settings.points_per_batch or max(1, budget // one)
 
     def search(self, side: int) -> Candidates:
         """The masks that side x side clicks give, after all filters and non-maximum suppression."""
@@ -125,8 +128,7 @@ class Crop:
         """Logits (N, 4h, 4w) -> stability (N,) and boxes (N, 4) in the crop's pixels, on the CPU."""
         offset = self.settings.stability_score_offset
         if not self.settings.exact:
-            scale = [self.size[1] / masks.shape[-1], self.size[0] / masks.shape[-2]] * 2
-            return stability_score(masks, 0.0, offset).cpu(), masks_to_boxes(masks >= 0).cpu() * torch.tensor(scale)
+            return stability_score(masks, 0.0, offset).cpu(), boxes_at_size(masks, *self.size).cpu()
         stability, boxes = [torch.empty(0)], [torch.empty(0, 4)]
         for chunk in masks.split(self.full_size_chunk):
             resized = resize_masks(chunk, self.size, self.processor.image_processor.mask_interpolation)
@@ -145,7 +147,8 @@ class Crop:
         share = torch.tensor([right - left, bottom - top]) / self.frame
         clicks = found.points * share + torch.tensor([left, top])
         least = self.settings.min_mask_region_area
-        records, unchanged = [], []
+        records: list[dict[str, Any]] = []
+        unchanged: list[bool] = []
         for rows, masks in self.redraw(found):
             for row, drawn in zip(rows, masks, strict=True):
                 mask = without_small_regions(drawn, least) if least else drawn
@@ -169,8 +172,7 @@ class Crop:
         if all(unchanged):
             return records
         # Without their islands masks may have become alike; those that were so from the start go first.
-        boxes = torch.tensor([record["bbox"] for record in records])
-        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        boxes = corners_of([record["bbox"] for record in records])
         kept = nms(boxes, torch.tensor(unchanged).float(), self.settings.box_nms_thresh)
         return [records[index] for index in kept.tolist()]
 
@@ -211,8 +213,13 @@ class Crop:
 
     def draw(self, tokens: Tensor, image: Tensor) -> Tensor:
         """What `look` gave for Q clicks -> logits (Q, M, 4h, 4w), float32."""
-        masks = self.model.mask_decoder.draw_masks(tokens, image, slice(1, None), self.grid)
-        return masks[0].float()
+        # On a CPU click by click: what is made on the way then stays in the cache and in memory that is used again.
+        at_once = 1 if image.device.type == "cpu" else image.shape[1] or 1
+        masks = [
+            self.model.mask_decoder.draw_masks(*part, slice(1, None), self.grid)[0].float()
+            for part in zip(tokens.split(at_once, dim=1), image.split(at_once, dim=1), strict=True)
+        ]
+        return torch.cat(masks)
 
     def in_batches(self, work: Callable[[Tensor], Any], rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
         """Do `work` on as many rows at one time as memory allows; gives each batch of rows with its result."""

@@ -41,6 +41,36 @@ def masks_to_boxes(masks: Tensor | np.ndarray) -> Tensor:
     return torch.stack([*first, *behind], dim=-1) * rows.any(-1, keepdim=True)
 
 
+def boxes_at_size(logits: Tensor, height: int, width: int) -> Tensor:
+    """Boxes that masks will have at full size, without making them: (N, h, w) -> (N, 4), as `masks_to_boxes` says.
+
+    An edge lies where the largest logit of a row or column crosses 0 between two cells' centres: to the pixel or
+    nearly so, where the grid's own boxes would be off by up to a cell.
+    """
+    x0, x1 = crossings(logits.amax(1), width)
+    y0, y1 = crossings(logits.amax(2), height)
+    return torch.stack([x0, y0, x1, y1], dim=1)
+
+
+def crossings(profile: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """First pixel and the one after the last, of `length`, where a profile of logits (N, cells) is 0 or more."""
+    cells = profile.shape[1]
+    ends = []
+    for side in (profile, profile.flip(1)):
+        first = (side >= 0).int().argmax(1, keepdim=True)
+        here, before = side.gather(1, first), side.gather(1, (first - 1).clamp(min=0))
+        share = (here / (here - before)).where(first > 0, 0.5)
+        ends.append(((first + 0.5 - share)[:, 0] * length / cells - 0.5).ceil())
+    found = (profile >= 0).any(1)
+    return (ends[0] * found).clamp(min=0), ((length - ends[1]) * found).clamp(max=length)
+
+
+def corners_of(boxes: list[list[float]]) -> Tensor:
+    """COCO's boxes (x, y, width, height) -> (N, 4) x0, y0, x1, y1; without boxes (0, 4)."""
+    x, y, width, height = torch.tensor(boxes).view(-1, 4).unbind(1)
+    return torch.stack([x, y, x + width, y + height], dim=1)
+
+
 def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
     """Boolean masks (..., H, W), one against one and broadcasting -> IoU (...), float32; 0 for two empty masks."""
     masks, others = as_booleans(masks), as_booleans(others)
@@ -238,6 +268,8 @@ def expand_counts(text: str | bytes) -> np.ndarray:
 __all__ = [
     "box_area",
     "box_iou",
+    "boxes_at_size",
+    "corners_of",
     "cut_off_by_crop",
     "decode_rle",
     "encode_rle",

@@ -8,7 +8,7 @@ With converted weights the numbers are those of the authors' implementation (git
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -98,7 +98,7 @@ class EfficientSamPreTrainedModel(PreTrainedModel):
     base_model_prefix = "efficientsam"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules = ["EfficientSamVisionLayer", "EfficientSamTwoWayBlock"]
+    _no_split_modules = ["EfficientSamInvertedResidual", "EfficientSamVisionLayer", "EfficientSamTwoWayBlock"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -144,7 +144,7 @@ def eager_attention_forward(
 
 
 class EfficientSamAttention(nn.Module):
-    """Multi-head self-attention through transformers' attention interface.
+    """Multi-head attention through transformers' attention interface.
 
     (..., T, C) -> (..., T, C) and the weights, if the implementation gives them.
     """
@@ -161,16 +161,22 @@ class EfficientSamAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """(..., T, C) -> (..., T, C) and the weights (N, heads, T, T), or None where the implementation has none."""
+    def forward(
+        self, hidden_states: Tensor, context: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """(..., T, C) look at themselves, or at a context (..., S, C).
+
+        -> (..., T, C) and the weights (N, heads, T, S), or None where the implementation has none.
+        """
+        context = hidden_states if context is None else context
         attention_function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         output, weights = attention_function(
             self,
             self.split_heads(self.q_proj(hidden_states)),
-            self.split_heads(self.k_proj(hidden_states)),
-            self.split_heads(self.v_proj(hidden_states)),
+            self.split_heads(self.k_proj(context)),
+            self.split_heads(self.v_proj(context)),
             attention_mask=None,
             scaling=self.scaling,
             dropout=self.config.attention_dropout if self.training else 0.0,
@@ -243,14 +249,76 @@ class EfficientSamPositionalEmbedding(nn.Module):
 # Image encoder
 
 
+class EfficientSamSameConv2d(nn.Conv2d):
+    """A convolution that gives H / stride x W / stride; an odd padding has its longer side below and right."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        total = max(self.dilation[0] * (self.kernel_size[0] - 1) + 1 - self.stride[0], 0)
+        before = total // 2
+        return super().forward(F.pad(hidden_states, (before, total - before) * 2))
+
+
+class EfficientSamInvertedResidual(nn.Module):
+    """Widen, filter each channel by itself, narrow (Sandler et al., 2018): (B, C, H, W) -> (B, C', H', W').
+
+    Without norms: a trained network's are folded into its convolutions, and training goes on from there.
+    """
+
+    def __init__(self, channels: int, row: Sequence[int], first: bool, act: str):
+        super().__init__()
+        kernel, stride, expansion, output_channels, _, dilation = row
+        stride, inner = stride if first else 1, channels * expansion
+        self.has_residual = stride == 1 and channels == output_channels
+        self.expand = nn.Conv2d(channels, inner, kernel_size=1) if expansion > 1 else None
+        self.filter = EfficientSamSameConv2d(inner, inner, kernel, stride, dilation=dilation, groups=inner)
+        self.narrow = nn.Conv2d(inner, output_channels, kernel_size=1)
+        self.activation = ACT2FN[act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        inner = self.activation(self.expand(hidden_states)) if self.expand else hidden_states
+        output = self.narrow(self.activation(self.filter(inner)))
+        return output + hidden_states if self.has_residual else output
+
+
+class EfficientSamConvolutionalStem(nn.Module):
+    """Convolutions in place of the patch embedding, as in the hybrid ViT (Dosovitskiy et al., 2021, section 3.1).
+
+    What few photos cannot teach a transformer, a small convolutional network brings along from its own pretraining.
+    """
+
+    def __init__(self, config: EfficientSamVisionConfig):
+        super().__init__()
+        channels = config.stem_channels
+        self.conv = EfficientSamSameConv2d(config.num_channels, channels, kernel_size=3, stride=2)
+        self.blocks = nn.ModuleList()
+        for row in config.stem_stages:
+            for repeat in range(row[4]):
+                self.blocks.append(EfficientSamInvertedResidual(channels, row, repeat == 0, config.stem_act))
+                channels = row[3]
+        self.projection = nn.Conv2d(channels, config.hidden_size, kernel_size=1)
+        self.activation = ACT2FN[config.stem_act]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, hidden_size, H / patch, W / patch)."""
+        # Channels last in memory: on a CPU the depthwise filters take half the time.
+        hidden_states = self.activation(self.conv(pixel_values.contiguous(memory_format=torch.channels_last)))
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return self.projection(hidden_states)
+
+
 class EfficientSamVisionEmbeddings(nn.Module):
-    """Patches and their positions: (B, 3, H, W) -> (B, h, w, C)."""
+    """Patches, or a convolutional stem's features, and their positions: (B, 3, H, W) -> (B, h, w, C)."""
 
     def __init__(self, config: EfficientSamVisionConfig):
         super().__init__()
         self.grid_size = config.position_grid_size
         self.patch_size = config.patch_size
-        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
+        self.patch_embedding = (
+            EfficientSamConvolutionalStem(config)
+            if config.stem_stages
+            else nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
+        )
         # The first row is a class token's from pretraining, which the encoder does not use.
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, config.hidden_size))
 
@@ -261,7 +329,7 @@ class EfficientSamVisionEmbeddings(nn.Module):
                 f"pixel_values must be (B, 3, H, W) with H and W multiples of {self.patch_size}, "
                 f"got {tuple(pixel_values.shape)}"
             )
-        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        patches = self.patch_embedding(pixel_values.to(self.position_embedding.dtype))
         # Channels last in memory, too: every layer norm and residual after this would otherwise copy.
         patches = patches.permute(0, 2, 3, 1).contiguous()
         return patches + self.positions(*patches.shape[1:3]).to(patches.dtype)

@@ -76,10 +76,15 @@ def draw_everything(photo: Image.Image | np.ndarray, masks: Iterable[np.ndarray]
         hue, value = index * 0.618034 % 1, 1.0 - 0.25 * (index % 3) / 2
         color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))
         area = as_image(mask)
+        if (box := area.getbbox()) is None:
+            continue
+        # Around the mask alone: most are small, and there may be hundreds.
+        box = (max(box[0] - 1, 0), max(box[1] - 1, 0), min(box[2] + 1, photo.width), min(box[3] + 1, photo.height))
+        area, under = area.crop(box), photo.crop(box)
         # Over the photo, not over the larger masks below, or colours would pile up to brown.
-        picture.paste(Image.blend(photo, Image.new("RGB", photo.size, color), opacity), mask=area)
+        picture.paste(Image.blend(under, Image.new("RGB", under.size, color), opacity), box, mask=area)
         edge = ImageChops.subtract(area, area.filter(ImageFilter.MinFilter(3)))
-        picture.paste(color, mask=edge)
+        picture.paste(color, box, mask=edge)
     return picture
 
 
