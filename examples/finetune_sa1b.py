@@ -183,10 +183,12 @@ def main(args: Arguments) -> None:
             break
 
     checkpoints.save(step)
-    # Saving has gathered what all processes skipped. Gathering it here once more, just before the end, would leave a
-    # process hanging now and then: gloo's thread and the end of the interpreter wait for each other.
+    # Saving has gathered what all processes skipped.
     if position is not None and position.skipped:
         accelerator.print(f"{len(position.skipped)} skipped, such as: {'; '.join(sorted(position.skipped)[:3])}")
+    # The wrapper goes before the process group: the other way round the last of gloo's threads may wait for Python
+    # while Python waits for it.
+    task, optimizer = accelerator.free_memory(task, optimizer)
     accelerator.end_training()
     if accelerator.is_main_process:
         folder = Path(args.output_dir) / "model"
