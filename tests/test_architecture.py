@@ -14,7 +14,7 @@ import pytest
 from transformers.utils import import_utils
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "efficientsam_hf"
-# The command is a module beside the package, so that its help need not wait for torch.
+# The command is a package beside the package, so that its help need not wait for torch.
 COMMAND = "efficientsam_cli"
 FILES = sorted(PACKAGE.parent.rglob("*.py"))
 HUB_FILES = sorted(PACKAGE.glob("*_efficientsam*.py"))
@@ -301,8 +301,12 @@ GUILTY = [
 INNOCENT = [
     (floor_complaints, "modeling_efficientsam.py", "from .configuration_efficientsam import EfficientSamConfig"),
     (floor_complaints, "data/sa1b.py", "from .images import read\nfrom ..masks_efficientsam import decode_rle"),
-    (floor_complaints, "efficientsam_cli.py", "def f():\n    from efficientsam_hf.prediction import segment"),
-    (floor_complaints, "efficientsam_cli.py", "from efficientsam_hf import EfficientSamModel"),
+    (
+        floor_complaints,
+        "efficientsam_cli/segmenting.py",
+        "def f():\n    from efficientsam_hf.prediction import segment",
+    ),
+    (floor_complaints, "efficientsam_cli/weights.py", "from efficientsam_hf import EfficientSamModel"),
     (floor_complaints, "__init__.py", "from .modeling_efficientsam import EfficientSamModel"),
     (front_door_complaints, "__init__.py", "from transformers import AutoModel\nfrom .hub import push"),
     (hub_siblings_complaints, "modeling_efficientsam_sami.py", "from .modeling_efficientsam import EfficientSamModel"),

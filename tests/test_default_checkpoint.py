@@ -36,7 +36,7 @@ def test_it_is_in_the_wheel(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     folder = "efficientsam_hf/checkpoints/efficientsam-nano-512"
     assert {f"{folder}/{path.name}" for path in default_checkpoint().iterdir()} <= set(names)
-    assert "efficientsam_cli.py" in names
+    assert "efficientsam_cli/__init__.py" in names
 
 
 def test_processor_and_model_say_the_same(default):

@@ -1,59 +1,15 @@
-"""The `efficientsam` command: parsing only.
-
-It is no part of the package, because importing that registers its classes with transformers, which takes seconds that
-`efficientsam --help` need not wait for.
-"""
+"""Commands that turn photos into masks."""
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    help="Segment anything, made light: EfficientSAM.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from .arguments import parse_numbers, progress_bar
 
 
-@app.callback()
-def main() -> None:
-    """Segment anything, made light: EfficientSAM."""
-
-
-def one_line_errors(command: Callable) -> Callable:
-    """What the user can mend is said in one line, with exit code 2; anything else keeps its traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            typer.echo(f"efficientsam: {str(error).strip().splitlines()[0]}", err=True)
-            raise typer.Exit(2) from error
-
-    return run
-
-
-def parse_numbers(text: str, name: str, counts: tuple[int, ...], form: str) -> list[float]:
-    """Comma-separated numbers, of one of the wanted counts."""
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in counts:
-        raise ValueError(f"{name} must be {form}, got {text!r}")
-    return numbers
-
-
-@app.command()
-@one_line_errors
 def predict(
     photo: Annotated[str, typer.Argument(help="picture file or URL")],
     point: Annotated[list[str] | None, typer.Option(help="X,Y[,LABEL] in pixels; all points are one object's")] = None,
@@ -109,8 +65,6 @@ def as_objects(points: list, labels: list, boxes: list) -> dict[str, Any]:
     }
 
 
-@app.command()
-@one_line_errors
 def everything(
     source: Annotated[str, typer.Argument(help="picture file or URL, or a folder of pictures")],
     model: Annotated[str | None, typer.Option(help="folder or Hub id; the bundled checkpoint if left out")] = None,
@@ -167,77 +121,3 @@ def everything(
     typer.echo(f"masks of {Path(source)}: {output}")
     if problems:
         raise typer.Exit(2)
-
-
-def progress_bar(items: list) -> Iterator:
-    """The items, with a bar on the terminal that says how many are done."""
-    with typer.progressbar(items, label="pictures", file=sys.stderr) as bar:
-        yield from bar
-
-
-@app.command()
-@one_line_errors
-def convert(
-    source: Annotated[Path, typer.Argument(help="official .pt or its zip; or a model folder, to go back")],
-    target: Annotated[Path, typer.Argument(help="folder to write; or the .pt file, when going back")],
-) -> None:
-    """Turn an official checkpoint into a model folder, or a model folder into an official checkpoint."""
-    from efficientsam_hf import load_checkpoint
-    from efficientsam_hf.conversion import convert as convert_official
-    from efficientsam_hf.conversion import save_official
-    from efficientsam_hf.hub import save_for_hub
-    from efficientsam_hf.processing_efficientsam import EfficientSamProcessor
-
-    if source.is_dir():
-        save_official(load_checkpoint(source)[0], target)
-    else:
-        model = convert_official(source)
-        save_for_hub(model, EfficientSamProcessor.from_model_config(model.config), target)
-    typer.echo(f"wrote {target}")
-
-
-@app.command()
-@one_line_errors
-def cache_features(
-    sources: Annotated[list[str], typer.Argument(help="folders or tars of pictures, in training's order")],
-    teacher: Annotated[str, typer.Option(help="folder or Hub id of a vision model, or an ONNX file")],
-    output: Annotated[Path, typer.Option(help="folder of the cache")],
-    image_size: Annotated[int, typer.Option(help="side in pixels that the teacher looks at")] = 1024,
-    before_neck: Annotated[bool, typer.Option(help="a SAM encoder's features before its neck")] = False,
-    teacher_output: Annotated[str | None, typer.Option(help="an ONNX file's output with the features")] = None,
-    teacher_mean: Annotated[str | None, typer.Option(help="three numbers, R,G,B; its own if left out")] = None,
-    teacher_std: Annotated[str | None, typer.Option(help="three numbers, R,G,B; its own if left out")] = None,
-    grid: Annotated[int, typer.Option(help="side of the kept features in cells")] = 64,
-    crops: Annotated[int, typer.Option(help="keep so many random crops of a picture; 0: the whole picture")] = 0,
-    seed: Annotated[int, typer.Option(help="of the crops; training's")] = 0,
-    smallest_area: Annotated[float, typer.Option(help="of the crops; training's")] = 0.2,
-    pictures_per_shard: Annotated[int, typer.Option(help="pictures in a file")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="pictures that the teacher sees at once")] = 8,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
-) -> None:
-    """Let a teacher look at every picture once and keep its features, for examples/pretrain_sami.py --cache.
-
-    Started again, the command goes on where it stopped. Under torchrun the processes share the work.
-    """
-    import os
-
-    import torch
-
-    from efficientsam_hf.data.crops import RandomResizedCrop, SampleMaker
-    from efficientsam_hf.data.images import find_pictures
-    from efficientsam_hf.training.feature_cache import CacheSettings, write_cache
-    from efficientsam_hf.training.teachers import load_teacher
-
-    mean = parse_numbers(teacher_mean, "--teacher-mean", (3,), "R,G,B") if teacher_mean else None
-    std = parse_numbers(teacher_std, "--teacher-std", (3,), "R,G,B") if teacher_std else None
-    rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
-    place = device or str(torch.accelerator.current_accelerator() or "cpu")
-    if place == "cuda":
-        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    pictures = find_pictures(sources)
-    loaded = load_teacher(teacher, image_size, not before_neck, teacher_output, mean, std).to(place)
-    maker = SampleMaker(seed=seed, crop=RandomResizedCrop(smallest_area), crops=crops or None)
-    settings = CacheSettings(grid, crops, seed, smallest_area, pictures_per_shard)
-    for shard in write_cache(output, pictures, loaded, maker, settings, batch_size, rank, processes):
-        typer.echo(f"shard {shard} done", err=True)
-    typer.echo(f"features of {len(pictures)} pictures: {output}")

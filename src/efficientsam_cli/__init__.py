@@ -1,0 +1,50 @@
+"""The `efficientsam` command: parsing only, a file for each kind of work.
+
+It is no part of the package, because importing that registers its classes with transformers, which takes seconds that
+`efficientsam --help` need not wait for. So its files import torch and the package inside their commands.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import typer
+
+from . import pretraining, segmenting, weights
+
+app = typer.Typer(
+    help="Segment anything, made light: EfficientSAM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def main() -> None:
+    """Segment anything, made light: EfficientSAM."""
+
+
+def one_line_errors(command: Callable) -> Callable:
+    """What the user can mend is said in one line, with exit code 2; anything else keeps its traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            typer.echo(f"efficientsam: {str(error).strip().splitlines()[0]}", err=True)
+            raise typer.Exit(2) from error
+
+    return run
+
+
+# In the order of `efficientsam --help`.
+COMMANDS: list[Callable[..., None]] = [
+    segmenting.predict,
+    segmenting.everything,
+    weights.convert,
+    pretraining.cache_features,
+]
+for command in COMMANDS:
+    app.command()(one_line_errors(command))

@@ -1,0 +1,52 @@
+"""Commands that prepare pretraining."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .arguments import parse_numbers
+
+
+def cache_features(
+    sources: Annotated[list[str], typer.Argument(help="folders or tars of pictures, in training's order")],
+    teacher: Annotated[str, typer.Option(help="folder or Hub id of a vision model, or an ONNX file")],
+    output: Annotated[Path, typer.Option(help="folder of the cache")],
+    image_size: Annotated[int, typer.Option(help="side in pixels that the teacher looks at")] = 1024,
+    before_neck: Annotated[bool, typer.Option(help="a SAM encoder's features before its neck")] = False,
+    teacher_output: Annotated[str | None, typer.Option(help="an ONNX file's output with the features")] = None,
+    teacher_mean: Annotated[str | None, typer.Option(help="three numbers, R,G,B; its own if left out")] = None,
+    teacher_std: Annotated[str | None, typer.Option(help="three numbers, R,G,B; its own if left out")] = None,
+    grid: Annotated[int, typer.Option(help="side of the kept features in cells")] = 64,
+    crops: Annotated[int, typer.Option(help="keep so many random crops of a picture; 0: the whole picture")] = 0,
+    seed: Annotated[int, typer.Option(help="of the crops; training's")] = 0,
+    smallest_area: Annotated[float, typer.Option(help="of the crops; training's")] = 0.2,
+    pictures_per_shard: Annotated[int, typer.Option(help="pictures in a file")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="pictures that the teacher sees at once")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
+) -> None:
+    """Let a teacher look at every picture once and keep its features, for examples/pretrain_sami.py --cache.
+
+    Started again, the command goes on where it stopped. Under torchrun the processes share the work.
+    """
+    import torch
+
+    from efficientsam_hf.data.crops import RandomResizedCrop, SampleMaker
+    from efficientsam_hf.data.images import find_pictures
+    from efficientsam_hf.training.feature_cache import CacheSettings, write_cache
+    from efficientsam_hf.training.teachers import load_teacher
+
+    mean = parse_numbers(teacher_mean, "--teacher-mean", (3,), "R,G,B") if teacher_mean else None
+    std = parse_numbers(teacher_std, "--teacher-std", (3,), "R,G,B") if teacher_std else None
+    rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
+    place = device or str(torch.accelerator.current_accelerator() or "cpu")
+    if place == "cuda":
+        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    pictures = find_pictures(sources)
+    loaded = load_teacher(teacher, image_size, not before_neck, teacher_output, mean, std).to(place)
+    maker = SampleMaker(seed=seed, crop=RandomResizedCrop(smallest_area), crops=crops or None)
+    settings = CacheSettings(grid, crops, seed, smallest_area, pictures_per_shard)
+    for shard in write_cache(output, pictures, loaded, maker, settings, batch_size, rank, processes):
+        typer.echo(f"shard {shard} done", err=True)
+    typer.echo(f"features of {len(pictures)} pictures: {output}")
