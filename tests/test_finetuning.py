@@ -136,7 +136,8 @@ def test_boxes_fit_their_masks(model, pixels, labels):
 
 def test_the_cap_on_moves_is_a_share_of_the_picture(model, pixels, labels):
     exact, moved = (
-        InteractiveSegmentation(model, PromptRecipe(box_chance=1.0, box_noise=noise, most_box_noise=1 / 64)) for noise in (0.0, 10.0)
+        InteractiveSegmentation(model, PromptRecipe(box_chance=1.0, box_noise=noise, most_box_noise=1 / 64))
+        for noise in (0.0, 10.0)
     )
     boxes = []
     for task in (exact, moved):
@@ -222,7 +223,9 @@ def test_padded_prompts_change_nothing(model, pixels, labels):
 
 
 def test_a_batch_of_padding_costs_nothing(model, pixels, labels):
-    loss = InteractiveSegmentation(model, PromptRecipe(rounds=3))(pixels, torch.full_like(labels, -1), generator())["loss"]
+    loss = InteractiveSegmentation(model, PromptRecipe(rounds=3))(pixels, torch.full_like(labels, -1), generator())[
+        "loss"
+    ]
     loss.backward()
     assert loss.item() == 0
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -1,6 +1,7 @@
 """New kinds of prompts for trained weights, which answer the old ones as before until they are trained."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def extend_prompts(
     Raises:
         ValueError: if there would be fewer slots.
     """
-    config = deepcopy(model.config.prompt_encoder_config)
+    config: Any = deepcopy(model.config.prompt_encoder_config)
     slots = max_prompt_points or config.max_prompt_points
     if slots < config.max_prompt_points:
         raise ValueError(f"max_prompt_points must be {config.max_prompt_points} or more, got {slots}")

@@ -88,7 +88,7 @@ class InteractiveSegmentation(nn.Module):
     def blame(self, masks: Tensor, scores: Tensor, labels: Tensor, chosen: slice) -> dict[str, Tensor]:
         """The losses of an answer; token 0 beside the three counts as much as the nearest of them."""
         together = [ONE, THREE] if chosen == ALL else [ALL]
-        options = {"every_iou": self.recipe.every_iou, "iou_error": self.recipe.iou_error}
+        options: dict[str, Any] = {"every_iou": self.recipe.every_iou, "iou_error": self.recipe.iou_error}
         losses = [segmentation_loss(masks[:, :, part], scores[:, :, part], labels, **options) for part in together]
         return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
 

@@ -13,7 +13,7 @@ LAYERS = {name: rf"attention\.{name}" for name in ("q_proj", "k_proj", "v_proj",
 
 
 def add_lora(
-    model: EfficientSamModel, rank: int = 8, alpha: float | None = None, layers: Sequence[str] = ("q_proj", "v_proj")
+    model: EfficientSamModel, rank: int = 8, alpha: int | None = None, layers: Sequence[str] = ("q_proj", "v_proj")
 ) -> None:
     """Put adapters into the encoder, in place, and freeze the rest of it; prompt encoder and decoder stay as they are.
 
@@ -35,7 +35,9 @@ def add_lora(
         raise ValueError(f"layers must be some of {', '.join(LAYERS)}, got {', '.join(layers) or 'none'}")
     pattern = rf"vision_encoder\.layers\.\d+\.({'|'.join(LAYERS[name] for name in layers)})"
     rest = [
-        part for name, part in model.named_parameters() if part.requires_grad and not name.startswith("vision_encoder.")
+        part
+        for name, part in model.named_parameters()
+        if part.requires_grad and not name.startswith("vision_encoder.")
     ]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=pattern), model)
     # peft freezes all that it does not adapt.

@@ -54,7 +54,9 @@ def answer_boxes(model: EfficientSamModel, processor: EfficientSamProcessor, exa
     return answer.masks[:, 0].cpu().numpy()
 
 
-def draw_answers(examples: Sequence[Example], answers: Sequence[Sequence[np.ndarray]], height: int = 240) -> np.ndarray:
+def draw_answers(
+    examples: Sequence[Example], answers: Sequence[Sequence[np.ndarray]], height: int = 240
+) -> np.ndarray:
     """A row for each example: its true masks with their boxes, then each answer -> (h, w, 3), uint8.
 
     Args:
@@ -68,6 +70,10 @@ def draw_answers(examples: Sequence[Example], answers: Sequence[Sequence[np.ndar
         drawn = [draw_segmentation(example.pixels, example.masks, boxes=example.boxes)]
         drawn += [draw_segmentation(example.pixels, masks) for masks in columns]
         small = [np.asarray(picture.resize(size, Image.Resampling.LANCZOS)) for picture in drawn]
-        rows.append(np.concatenate([np.pad(part, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for part in small], 1))
+        rows.append(
+            np.concatenate([np.pad(part, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for part in small], 1)
+        )
     width = max(row.shape[1] for row in rows)
-    return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows])
+    return np.concatenate(
+        [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    )

@@ -36,8 +36,8 @@ class LossMeter:
         Raises:
             FloatingPointError: if one is not finite or above its limit, in all processes alike.
         """
-        means = torch.stack([torch.stack(list(losses.values())) for losses in self.losses]).mean(0)
-        means = dict(zip(self.losses[0], self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        values = torch.stack([torch.stack(list(losses.values())) for losses in self.losses]).mean(0)
+        means = dict(zip(self.losses[0], self.accelerator.reduce(values, "mean").tolist(), strict=True))
         self.losses = []
         for name, mean in means.items():
             if not mean <= self.most.get(name, float("inf")) or math.isinf(mean):

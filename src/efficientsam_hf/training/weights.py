@@ -1,6 +1,7 @@
 """The model that a run has trained so far, wherever its weights are: behind a wrapper, averaged, or in shards."""
 
 from copy import deepcopy
+from typing import cast
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -30,7 +31,7 @@ def trained_model(
         twin: As `twin_for_shards` gives it.
     """
     if ema is not None:
-        return ema.module
+        return cast(EfficientSamModel, ema.module)
     if twin is None:
         return accelerator.unwrap_model(task).model
     # Whole on the main process alone; the others have helped to gather it.
