@@ -98,7 +98,7 @@ def test_several_models_in_one_table(room, checkpoint):
         (["boxes", *COCO, "--refine"], "never learnt mask prompts"),
         (["boxes", *COCO, "--output", "images"], "images is a folder, wanted a file"),
         (["boxes", *COCO, "--model", "other"], "holds a model of type 'vit', wanted efficientsam, sam"),
-        (["boxes", *COCO, "--model", "a.onnx,b.onnx"], "wanted ENCODER.onnx,DECODER.onnx, nothing at a.onnx"),
+        (["boxes", *COCO, "--model", "a.onnx,b.onnx"], "wanted ENCODER.onnx,DECODER.onnx, nothing at 'a.onnx'"),
         (["detections", *COCO, "--detections", "none.json"], "nothing at none.json"),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",

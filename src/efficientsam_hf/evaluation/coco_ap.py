@@ -35,7 +35,8 @@ def true_dataset(
         sizes: (H, W) of each.
         categories: COCO's or LVIS's; without them all objects are of one.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
         entry = picture.entry if isinstance(picture, TruePicture) else {}
         images.append({**entry, "id": number, "height": size[0], "width": size[1]})
@@ -159,20 +160,23 @@ def read_detections(
         raise ValueError(f"{path} is no list of image_id, category_id, bbox and score: found {error!r}") from error
     if not found:
         skips.add("an empty results file", str(path))
-    places = {picture.entry["id"]: place for place, picture in enumerate(pictures) if isinstance(picture, TruePicture)}
+    entries = {
+        picture.entry["id"]: (place, picture.entry)
+        for place, picture in enumerate(pictures)
+        if isinstance(picture, TruePicture)
+    }
     known = {category["id"] for category in categories}
     boxes: list[list[dict[str, Any]]] = [[] for _ in pictures]
     for number, item in enumerate(found):
         name = f"{path}, result {number}"
-        if item["image_id"] not in places:
+        if item["image_id"] not in entries:
             skips.add("a result for a picture that is not evaluated", f"{name}, image_id {item['image_id']}")
         elif item["category_id"] not in known:
             skips.add("a result of an unknown category", f"{name}, category_id {item['category_id']}")
         else:
-            place = places[item["image_id"]]
-            entry = pictures[place].entry
+            place, entry = entries[item["image_id"]]
             if is_box(item["bbox"], (entry["height"], entry["width"]), name, skips):
-                boxes[place].append({"number": number, **item})
+                boxes[place].append(item)
     return boxes
 
 

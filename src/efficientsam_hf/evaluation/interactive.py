@@ -89,7 +89,9 @@ class Walk:
 
     def record(self, keep: bool) -> dict[str, Any]:
         """The way so far as JSON."""
-        kept = {"answer": encode_rle(self.answer), "trust": round(self.trust, 6)} if keep else {}
+        kept: dict[str, Any] = {}
+        if keep and self.answer is not None:
+            kept = {"answer": encode_rle(self.answer), "trust": round(self.trust, 6)}
         return {"points": self.points, "labels": self.labels, **self.scores, **kept}
 
     def is_done(self, protocol: Protocol) -> bool:
