@@ -65,6 +65,7 @@ def test_boxes_have_ap_and_sa1bs_layout_has_none(room, checkpoint):
     result = run("boxes", "--images", "pairs", "--model", checkpoint, "--device", "cpu", "--output", "out/sa.json")
     assert result.exit_code == 0, result.output
     assert "ap" not in told("out/sa.json")["results"][0]
+    assert told("out/sa.json")["results"][0]["task"] == "boxes"
     assert told("out/sa.json")["results"][0]["protocols"][0]["masks"] == 8
 
 
