@@ -269,7 +269,7 @@ class EfficientSamSamiConfig(PreTrainedConfig):
         return self.vision_config.num_channels * self.vision_config.patch_size**2
 
 
-# The fields that make MAE of SAMI (He et al., 2022): what the paper compares itself with.
+#: The fields that make MAE of SAMI (He et al., 2022): what the paper compares itself with.
 MAE_BASELINE = {
     "target": "pixels",
     "normalize_targets": True,
@@ -277,7 +277,7 @@ MAE_BASELINE = {
     "decoder_config": {"attention": "self"},
 }
 
-# The encoder's fields that tell one published size from another (Xiong et al., section 4.1); Ti and S were released.
+#: The encoder's fields that tell one published size from another (Xiong et al., section 4.1); Ti and S were released.
 VARIANTS = {
     "tiny": {"hidden_size": 192, "num_attention_heads": 3},
     "small": {"hidden_size": 384, "num_attention_heads": 6},
