@@ -39,7 +39,8 @@ from efficientsam_hf.data.images import CorruptPictures, Picture, StreamedImages
 from efficientsam_hf.training.checkpoints import Checkpoints
 from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels
 from efficientsam_hf.training.optimization import parameter_groups, set_learning_rate, warmup_cosine
-from efficientsam_hf.training.sami import LossMeter, batches_per_step, draw_reconstruction, model_inputs, steps_of
+from efficientsam_hf.training.progress import LossMeter, batches_per_step, log_pictures, steps_of
+from efficientsam_hf.training.sami import draw_reconstruction, model_inputs
 from efficientsam_hf.training.teachers import Teacher, load_teacher
 
 
@@ -164,7 +165,7 @@ def main(args: Arguments) -> None:
     accelerator.print(f"{size:,} parameters, {accelerator.num_processes} process(es) of {accumulate} batch(es) a step")
     accelerator.print(f"{step} of {max_steps} steps done", flush=True)
 
-    meter, corrupt = LossMeter(accelerator), CorruptPictures(count)
+    meter, corrupt = LossMeter(accelerator, checkpoints), CorruptPictures(count)
     last = min(max_steps, args.stop_at or max_steps)
     bar = tqdm(total=max_steps, initial=step, disable=not accelerator.is_main_process, unit="step")
     start, reported, names = time.monotonic(), step, []
@@ -181,7 +182,7 @@ def main(args: Arguments) -> None:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        meter.add(outputs.loss)
+        meter.add({"loss": outputs.loss})
         if not accelerator.sync_gradients:
             continue
         step += 1
@@ -189,7 +190,7 @@ def main(args: Arguments) -> None:
         if ema is not None:
             ema.update_parameters(accelerator.unwrap_model(model))
         if step % args.log_every == 0 or step % args.save_every == 0 or step == last:
-            loss, done = meter.read(step), (step - reported) * args.total_batch
+            loss, done = meter.read(step)["loss"], (step - reported) * args.total_batch
             corrupt.add(gather_object(names), done)
             rate, start = done / (time.monotonic() - start), time.monotonic()
             reported, names, learning_rate = step, [], optimizer.param_groups[0]["lr"]
@@ -198,9 +199,7 @@ def main(args: Arguments) -> None:
             accelerator.print(f"{text} ({rate:.1f} images/s)", flush=True)
         if step % args.draw_every == 0 or step == last:
             drawn = draw_reconstruction(inputs, outputs.prediction, outputs.mask, config)
-            for tracker in accelerator.trackers:
-                if hasattr(tracker, "log_images"):
-                    tracker.log_images({"reconstruction": drawn[None]}, step=step, **layout(tracker.name))
+            log_pictures(accelerator, {"reconstruction": drawn}, step)
         if step % args.save_every == 0 and step != last:
             checkpoints.save(step)
 
@@ -211,11 +210,6 @@ def main(args: Arguments) -> None:
     if accelerator.is_main_process:
         save(args, config, state)
         print(f"{step} of {max_steps} steps done, models in {args.output_dir}")
-
-
-def layout(tracker: str) -> dict[str, str]:
-    """What a tracker must be told of pictures whose channels come last."""
-    return {"dataformats": "NHWC"} if tracker == "tensorboard" else {}
 
 
 def build_loader(

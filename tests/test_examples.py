@@ -49,8 +49,8 @@ def options(inputs: dict, output: Path, *more: str) -> list[str]:
         "0.5",
         "--smallest_crop",
         "0.7",
-        "--accumulate",
-        "2",
+        "--total_batch",
+        "4",
     ]
     return [*given, "--batch_size", "2", "--warmup", "1", "--learning_rate", "1e-3", "--log_every", "1", *more]
 

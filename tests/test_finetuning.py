@@ -10,6 +10,7 @@ from efficientsam_hf import EfficientSamModel
 from efficientsam_hf.loss_efficientsam import segmentation_loss
 from efficientsam_hf.modeling_efficientsam import best_mask
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
+from efficientsam_hf.training.recipes import PromptRecipe
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -29,8 +30,9 @@ class Listener:
 
     def __init__(self, task: InteractiveSegmentation):
         self.asked, self.answered = [], []
-        task.model.register_forward_pre_hook(lambda model, args, kwargs: self.asked.append(kwargs), with_kwargs=True)
-        task.model.register_forward_hook(lambda model, args, output: self.answered.append(output))
+        inputs = task.model.get_decoder_inputs
+        task.model.get_decoder_inputs = lambda *args, **kwargs: (self.asked.append(kwargs), inputs(*args, **kwargs))[1]
+        task.model.mask_decoder.register_forward_hook(lambda model, args, output: self.answered.append(output))
 
     def points(self, number: int) -> tuple[Tensor, Tensor]:
         """Cells x, y (B, Q, P, 2) and labels (B, Q, P) of a round."""
@@ -49,7 +51,7 @@ def values_under(masks: Tensor, cells: Tensor) -> Tensor:
 
 
 def test_a_step_gives_named_scalars_and_gradients_everywhere(model, pixels, labels):
-    losses = InteractiveSegmentation(model, rounds=2)(pixels, labels, generator())
+    losses = InteractiveSegmentation(model, PromptRecipe(rounds=2))(pixels, labels, generator())
     assert set(losses) == {"loss", "focal", "dice", "iou"}
     assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
     losses["loss"].backward()
@@ -63,7 +65,7 @@ def test_a_step_gives_named_scalars_and_gradients_everywhere(model, pixels, labe
 
 
 def test_the_loss_is_the_mean_over_the_rounds(model, pixels, labels):
-    task = InteractiveSegmentation(model, rounds=3)
+    task = InteractiveSegmentation(model, PromptRecipe(rounds=3))
     heard = Listener(task)
     losses = task(pixels, labels, generator())
     rounds = [segmentation_loss(output.pred_masks, output.iou_scores, labels) for output in heard.answered]
@@ -73,14 +75,14 @@ def test_the_loss_is_the_mean_over_the_rounds(model, pixels, labels):
 
 
 def test_the_picture_is_encoded_once(model, pixels, labels):
-    task, calls = InteractiveSegmentation(model, rounds=3), []
+    task, calls = InteractiveSegmentation(model, PromptRecipe(rounds=3)), []
     model.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
     task(pixels, labels, generator())
     assert len(calls) == 1
 
 
 def test_one_mask_can_be_learnt_by_heart(labels):
-    task = InteractiveSegmentation(make_model(tiny_config()), rounds=1).train()
+    task = InteractiveSegmentation(make_model(tiny_config()), PromptRecipe(rounds=1)).train()
     pixels = torch.randn(1, 3, 64, 64, generator=generator(1))
     optimizer = torch.optim.Adam(task.parameters(), lr=3e-3)
     history = []
@@ -100,7 +102,7 @@ def test_one_mask_can_be_learnt_by_heart(labels):
 
 @pytest.mark.parametrize("box_chance", [0.0, 1.0])
 def test_the_first_prompt_is_a_box_as_often_as_wanted(box_chance, model, pixels, labels):
-    task = InteractiveSegmentation(model, box_chance=box_chance)
+    task = InteractiveSegmentation(model, PromptRecipe(box_chance=box_chance))
     heard = Listener(task)
     task(pixels, labels, generator())
     cells, clicks = heard.points(0)
@@ -124,7 +126,7 @@ def test_half_the_first_prompts_are_boxes_and_none_is_both(model):
 
 
 def test_boxes_fit_their_masks(model, pixels, labels):
-    task = InteractiveSegmentation(model, box_chance=1.0, box_noise=0.0)
+    task = InteractiveSegmentation(model, PromptRecipe(box_chance=1.0, box_noise=0.0))
     heard = Listener(task)
     task(pixels, labels, generator())
     for mask, box in zip(labels.flatten(0, 1), heard.asked[0]["input_boxes"].flatten(0, 1), strict=True):
@@ -134,7 +136,8 @@ def test_boxes_fit_their_masks(model, pixels, labels):
 
 def test_the_cap_on_moves_is_a_share_of_the_picture(model, pixels, labels):
     exact, moved = (
-        InteractiveSegmentation(model, box_chance=1.0, box_noise=noise, most_box_noise=1 / 64) for noise in (0.0, 10.0)
+        InteractiveSegmentation(model, PromptRecipe(box_chance=1.0, box_noise=noise, most_box_noise=1 / 64))
+        for noise in (0.0, 10.0)
     )
     boxes = []
     for task in (exact, moved):
@@ -150,7 +153,7 @@ def test_clicks_fit_pictures_of_other_sizes(size, model):
     height, width = size
     masks = torch.zeros(1, 200, height // 4, width // 4)
     masks[..., -3:, -2:] = 1
-    task = InteractiveSegmentation(model, rounds=2, box_chance=0.0)
+    task = InteractiveSegmentation(model, PromptRecipe(rounds=2, box_chance=0.0))
     heard = Listener(task)
     task(torch.randn(1, 3, height, width, generator=generator(1)), masks, generator())
     for number in range(2):
@@ -163,12 +166,12 @@ def test_clicks_fit_pictures_of_other_sizes(size, model):
 
 def test_labels_may_be_finer_than_the_grid(model, pixels, labels):
     fine = labels.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    task = InteractiveSegmentation(model, rounds=2)
+    task = InteractiveSegmentation(model, PromptRecipe(rounds=2))
     assert task(pixels, fine, generator())["loss"] == task(pixels, labels, generator())["loss"]
 
 
 def test_every_next_click_is_on_an_error_of_the_best_answer(pixels, labels):
-    task = InteractiveSegmentation(make_model(tiny_config(negative_points=True)), rounds=4)
+    task = InteractiveSegmentation(make_model(tiny_config(negative_points=True)), PromptRecipe(rounds=4))
     heard = Listener(task)
     task(pixels, labels, generator())
     for number in range(3):
@@ -188,7 +191,7 @@ def test_every_next_click_is_on_an_error_of_the_best_answer(pixels, labels):
 @pytest.mark.parametrize("learns_them", [True, False])
 def test_background_clicks_are_for_models_that_learn_them(learns_them, pixels, labels):
     labels[1, 2] = -1
-    task = InteractiveSegmentation(make_model(tiny_config(negative_points=learns_them)), rounds=4)
+    task = InteractiveSegmentation(make_model(tiny_config(negative_points=learns_them)), PromptRecipe(rounds=4))
     heard = Listener(task)
     for seed in range(5):
         task(pixels, labels, generator(seed))
@@ -201,7 +204,7 @@ def test_unknown_pixels_are_never_clicked(pixels, labels):
     labels = labels.repeat_interleave(4, 2).repeat_interleave(4, 3)
     # One known pixel of sixteen makes no known cell.
     labels[:, :, ::4, 24::4] = 1
-    task = InteractiveSegmentation(make_model(tiny_config(negative_points=True)), rounds=4)
+    task = InteractiveSegmentation(make_model(tiny_config(negative_points=True)), PromptRecipe(rounds=4))
     heard = Listener(task)
     for seed in range(5):
         task(pixels, labels, generator(seed))
@@ -212,7 +215,7 @@ def test_unknown_pixels_are_never_clicked(pixels, labels):
 
 def test_padded_prompts_change_nothing(model, pixels, labels):
     # Boxes without noise need no luck, so that more prompts draw the same.
-    task = InteractiveSegmentation(model, box_chance=1.0, box_noise=0.0)
+    task = InteractiveSegmentation(model, PromptRecipe(box_chance=1.0, box_noise=0.0))
     padded = torch.cat([labels, torch.full((2, 4, 16, 16), -1.0)], dim=1)
     alone, among = (task(pixels, masks, generator()) for masks in (labels, padded))
     for name, value in alone.items():
@@ -220,7 +223,9 @@ def test_padded_prompts_change_nothing(model, pixels, labels):
 
 
 def test_a_batch_of_padding_costs_nothing(model, pixels, labels):
-    loss = InteractiveSegmentation(model, rounds=3)(pixels, torch.full_like(labels, -1), generator())["loss"]
+    loss = InteractiveSegmentation(model, PromptRecipe(rounds=3))(pixels, torch.full_like(labels, -1), generator())[
+        "loss"
+    ]
     loss.backward()
     assert loss.item() == 0
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -229,7 +234,7 @@ def test_a_batch_of_padding_costs_nothing(model, pixels, labels):
 
 
 def test_the_same_generator_gives_the_same_loss(model, pixels, labels):
-    task = InteractiveSegmentation(model, rounds=3)
+    task = InteractiveSegmentation(model, PromptRecipe(rounds=3))
     first = task(pixels, labels, generator(3))["loss"]
     torch.manual_seed(1)
     assert task(pixels, labels, generator(3))["loss"] == first
@@ -249,17 +254,19 @@ def test_mixed_precision_changes_little(model, pixels, labels):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
-@pytest.mark.parametrize("rounds", [0, 5])
+@pytest.mark.parametrize("rounds", [0, 6])
 def test_rounds_fit_the_slots(rounds, model):
-    with pytest.raises(ValueError, match=f"rounds must be 1 to 4: a box takes two of 6 slots; got {rounds}"):
-        InteractiveSegmentation(model, rounds=rounds)
+    with pytest.raises(ValueError, match=f"rounds must be 1 to 5: a box takes two of 6 slots; got {rounds}"):
+        InteractiveSegmentation(model, PromptRecipe(rounds=rounds))
 
 
 def test_the_last_round_fills_the_last_slot(model, pixels, labels):
-    task = InteractiveSegmentation(model, rounds=4)
+    task = InteractiveSegmentation(model, PromptRecipe(rounds=5, box_chance=1.0))
     heard = Listener(task)
     task(pixels, labels, generator())
-    assert 2 + heard.asked[-1]["input_points"].shape[2] == model.config.prompt_encoder_config.max_prompt_points
+    asked = heard.asked[-1]
+    # The box's two, and four clicks behind the padding in place of the first.
+    assert 2 + (asked["input_labels"] != -1).sum(-1).unique() == model.config.prompt_encoder_config.max_prompt_points
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from test_teachers import small_sam
 from transformers import AutoModelForPreTraining, HfArgumentParser
 
 from efficientsam_hf import EfficientSamForPreTraining, EfficientSamModel, modeling_efficientsam_sami
-from efficientsam_hf.training.sami import batches_per_step, steps_of
+from efficientsam_hf.training.progress import batches_per_step, steps_of
 
 PRETRAIN = REPOSITORY / "examples" / "pretrain_sami.py"
 

@@ -75,6 +75,8 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
 
     Args:
         max_prompt_points: Slots of a prompt; a point takes one, a box two, the rest hold the trained "no point" token.
+        padded_prompt_points: Slots that shorter prompts are filled up to; None is `max_prompt_points`. It is smaller in
+            weights that learnt longer prompts later, so that the shorter ones are still answered as before.
         negative_points: Whether background clicks (label 0) were trained. Without it a label 0 has no embedding.
         mask_prompts: Whether earlier mask logits were trained as a prompt.
         mask_input_channels: Width of the convolutions that read a mask prompt.
@@ -87,6 +89,7 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
 
     hidden_size: int = 256
     max_prompt_points: int = 6
+    padded_prompt_points: int | None = None
     negative_points: bool = False
     mask_prompts: bool = False
     mask_input_channels: int = 16
@@ -94,6 +97,19 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if not 1 <= self.filled_slots <= self.max_prompt_points:
+            raise ValueError(
+                f"padded_prompt_points must be 1 to max_prompt_points = {self.max_prompt_points}, "
+                f"got {self.padded_prompt_points}"
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def filled_slots(self) -> int:
+        """Slots that the model sees of a prompt that fills fewer."""
+        return self.max_prompt_points if self.padded_prompt_points is None else self.padded_prompt_points
 
 
 @strict

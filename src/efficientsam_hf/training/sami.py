@@ -1,11 +1,9 @@
 """The pretraining step's inputs, and what one looks at while it runs."""
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -85,53 +83,3 @@ def principal_colours(targets: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
     low, high = shown[0].flatten(0, 2).quantile(torch.tensor([0.02, 0.98], device=centre.device), dim=0)
     first, second = (((colours - low) / (high - low + 1e-6)).clamp(0, 1).permute(0, 3, 1, 2) for colours in shown)
     return first, second
-
-
-class LossMeter:
-    """The mean loss since it was last read, over all batches and processes; not a number is an error.
-
-    Args:
-        accelerator: Knows the other processes.
-    """
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        self.losses: list[Tensor] = []
-
-    def add(self, loss: Tensor) -> None:
-        """Note a batch's loss; nothing waits for the device here."""
-        self.losses.append(loss.detach().float())
-
-    def read(self, step: int) -> float:
-        """The mean; counting starts anew.
-
-        Raises:
-            FloatingPointError: if it is not finite, in all processes alike.
-        """
-        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        self.losses = []
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"the loss is {mean} at step {step}: the states saved before are good, go on there"
-            )
-        return mean
-
-
-def steps_of(epochs: float, pictures: int, total_batch: int) -> int:
-    """Weight updates in so many epochs, at least one unless there are no epochs."""
-    return max(math.ceil(epochs > 0), int(epochs * pictures / total_batch))
-
-
-def batches_per_step(total_batch: int, batch_size: int, processes: int) -> int:
-    """How many batches a process takes for one weight update.
-
-    Raises:
-        ValueError: if the total is no multiple of what the processes take at once.
-    """
-    at_once = batch_size * processes
-    if total_batch % at_once:
-        raise ValueError(
-            f"the total batch must be a multiple of batch_size * processes = {batch_size} * {processes}, "
-            f"got {total_batch}"
-        )
-    return total_batch // at_once
