@@ -145,7 +145,9 @@ def main(args: Arguments) -> None:
     )
     if trained is not None:
         folder = Path(args.output_dir) / "model"
-        card = f"---\npipeline_tag: image-classification\n---\n\n# {args.push_to_hub or Path(args.output_dir).name}\n\n"
+        card = (
+            f"---\npipeline_tag: image-classification\n---\n\n# {args.push_to_hub or Path(args.output_dir).name}\n\n"
+        )
         card += f"An EfficientSAM image encoder, fine-tuned to tell {classes} classes."
         save_for_hub(trained, processor, folder, card, overwrite=True)
         print(f"model in {folder}")

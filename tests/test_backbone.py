@@ -89,12 +89,16 @@ def test_a_cell_of_the_map_is_a_square_of_the_picture():
     first = torch.randn(1, 3, 64, 96)
     second = first.clone()
     second[..., 37, 58] += 3
-    for stride, before, after in zip([16, 4, 8, 16, 32], *(backbone(p).feature_maps for p in (first, second)), strict=True):
+    for stride, before, after in zip(
+        [16, 4, 8, 16, 32], *(backbone(p).feature_maps for p in (first, second)), strict=True
+    ):
         changed = (before != after).any(1)[0].nonzero().tolist()
         # Inside a patch all cells may change, for a patch is one vector.
         side = max(stride, 16)
         assert [37 // stride, 58 // stride] in changed
-        assert {(row * stride // side, column * stride // side) for row, column in changed} == {(37 // side, 58 // side)}
+        assert {(row * stride // side, column * stride // side) for row, column in changed} == {
+            (37 // side, 58 // side)
+        }
 
 
 def test_the_last_layer_is_given_if_nothing_is_asked_for():
@@ -135,7 +139,9 @@ def test_skipped_layers_keep_the_expectation():
     assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.7).item()}
     assert (dropped == dropped[:, :1, :1]).all()
     assert dropped.mean().item() == pytest.approx(1, abs=0.02)
-    rates = [layer.drop_path_rate for layer in make_backbone(drop_path_rate=0.2, num_hidden_layers=3).vision_encoder.layers]
+    rates = [
+        layer.drop_path_rate for layer in make_backbone(drop_path_rate=0.2, num_hidden_layers=3).vision_encoder.layers
+    ]
     assert rates == pytest.approx([0, 0.1, 0.2])
 
 
@@ -166,7 +172,9 @@ def test_auto_backbone_builds_it_and_the_config_survives(asked, tmp_path):
 
 def test_layers_may_be_taken_off_while_loading(tmp_path):
     make_backbone().save_pretrained(tmp_path)
-    assert EfficientSamBackbone.from_pretrained(tmp_path, num_hidden_layers=1, out_features=["stage1"]).channels == [24]
+    assert EfficientSamBackbone.from_pretrained(tmp_path, num_hidden_layers=1, out_features=["stage1"]).channels == [
+        24
+    ]
 
 
 @torch.no_grad()

@@ -55,9 +55,7 @@ for config_class in (
 AutoModel.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
 AutoModel.register(EfficientSamVisionConfig, EfficientSamVisionModel, exist_ok=True)
 AutoBackbone.register(EfficientSamVisionConfig, EfficientSamBackbone, exist_ok=True)
-AutoModelForImageClassification.register(
-    EfficientSamVisionConfig, EfficientSamForImageClassification, exist_ok=True
-)
+AutoModelForImageClassification.register(EfficientSamVisionConfig, EfficientSamForImageClassification, exist_ok=True)
 AutoModelForMaskGeneration.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
 AutoModelForPreTraining.register(EfficientSamSamiConfig, EfficientSamForPreTraining, exist_ok=True)
 

@@ -257,7 +257,9 @@ class EfficientSamForImageClassification(EfficientSamPreTrainedModel):
     def __init__(self, config: EfficientSamVisionConfig):
         super().__init__(config)
         if config.pooling == "class_token" and config.window_size:
-            raise ValueError(f"pooling='class_token' wants window_size 0, got {config.window_size}: it is in no window")
+            raise ValueError(
+                f"pooling='class_token' wants window_size 0, got {config.window_size}: it is in no window"
+            )
         self.vision_encoder = EfficientSamTrunk(config)
         token = config.pooling == "class_token"
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if token else None

@@ -35,7 +35,9 @@ class ClassFolder(Sequence):
         paths = [picture.name.removeprefix(f"{folder}/").removeprefix("./") for picture in self.pictures]
         found = [path.split("/")[0] if "/" in path else None for path in paths]
         if None in found:
-            raise ValueError(f"wanted pictures in folders named by class, found {self.pictures[found.index(None)].name}")
+            raise ValueError(
+                f"wanted pictures in folders named by class, found {self.pictures[found.index(None)].name}"
+            )
         self.names = sorted(set(map(str, found))) if names is None else list(names)
         numbers = {name: number for number, name in enumerate(self.names)}
         unknown = sorted(set(map(str, found)) - set(numbers))

@@ -36,7 +36,9 @@ def collect_features(
         raise ValueError("wanted pictures to collect features of, found none")
     features, labels = [], []
     for start in range(0, len(items), batch_size):
-        images, numbers = zip(*(items[index] for index in range(start, min(start + batch_size, len(items)))), strict=True)
+        images, numbers = zip(
+            *(items[index] for index in range(start, min(start + batch_size, len(items)))), strict=True
+        )
         pixels = prepare(list(images))["pixel_values"].to(model.device, model.dtype)
         features.append(model.get_image_features(pixels).float().cpu())
         labels += numbers

@@ -16,7 +16,11 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def load_encoder_model(
-    model_class: type[Model], source: str | Path, whole: bool = False, dtype: torch.dtype = torch.float32, **fields: Any
+    model_class: type[Model],
+    source: str | Path,
+    whole: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **fields: Any,
 ) -> Model:
     """An `EfficientSamBackbone` or `EfficientSamForImageClassification` with a checkpoint's weights.
 
@@ -71,7 +75,9 @@ def load_backbone(head: nn.Module, source: str | Path) -> EfficientSamBackbone:
     found = next((module for module in head.modules() if isinstance(module, EfficientSamBackbone)), None)
     if found is None:
         raise ValueError(f"wanted an EfficientSamBackbone inside the head, found none in {type(head).__name__}")
-    donor = load_encoder_model(EfficientSamBackbone, source, out_features=["neck" if "neck" in found.out_features else "stem"])
+    donor = load_encoder_model(
+        EfficientSamBackbone, source, out_features=["neck" if "neck" in found.out_features else "stem"]
+    )
     own, other = found.vision_encoder.state_dict(), donor.vision_encoder.state_dict()
     for name, tensor in own.items():
         if name not in other or other[name].shape != tensor.shape:
@@ -79,3 +85,15 @@ def load_backbone(head: nn.Module, source: str | Path) -> EfficientSamBackbone:
             raise ValueError(f"{source} has another encoder: wanted {name} {tuple(tensor.shape)}, found {given}")
     found.vision_encoder.load_state_dict({name: other[name] for name in own})
     return found
+
+
+def windowed(layers: int, window_size: int = 14, rounds: int = 4) -> dict[str, Any]:
+    """Fields of a config with ViTDet's windows: the last layer of each of `rounds` even parts sees the whole picture.
+
+    Args:
+        layers: How many the encoder has.
+        window_size: Side in patches; 0 for no windows.
+        rounds: Layers that see everything.
+    """
+    ends = sorted({-(-layers * number // rounds) - 1 for number in range(1, rounds + 1)})
+    return {"window_size": window_size, "global_attention_layers": ends if window_size else []}
