@@ -37,7 +37,7 @@ from efficientsam_hf.data.semantic import read_names
 from efficientsam_hf.evaluation.instance_ap import instance_ap, truth_of
 from efficientsam_hf.evaluation.mask_sets import predict_instances
 from efficientsam_hf.training.classification import normalize_pixels
-from efficientsam_hf.training.encoders import backbone_config, windowed
+from efficientsam_hf.training.encoders import backbone_config, find_backbone, windowed
 from efficientsam_hf.training.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs, save_mask_rcnn
 from efficientsam_hf.training.mask_sets import build_mask2former, encoder_rate, mask2former_inputs
 from efficientsam_hf.training.optimization import parameter_groups, warmup_cosine
@@ -130,7 +130,7 @@ def main(args: Arguments) -> None:
     model, inputs = build_model(args, items.names)
     model.train()
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        find_backbone(model).gradient_checkpointing_enable()
     groups = parameter_groups(model, args.weight_decay, encoder_rate(model, args.encoder_share))
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.999))
     accelerator.print(f"{len(items)} pictures of {len(items.names)} classes, {len(held_out)} held out", flush=True)

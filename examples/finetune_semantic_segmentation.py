@@ -28,6 +28,7 @@ from efficientsam_hf.data.semantic import SemanticSample, open_semantic, read_na
 from efficientsam_hf.evaluation.mask_sets import masks_at_full_size, pixel_classes
 from efficientsam_hf.evaluation.semantic import ConfusionMatrix
 from efficientsam_hf.training.classification import normalize_pixels
+from efficientsam_hf.training.encoders import find_backbone
 from efficientsam_hf.training.mask_sets import build_mask2former, encoder_rate, mask2former_inputs
 from efficientsam_hf.training.optimization import decay_polynomial, parameter_groups
 from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
@@ -87,7 +88,7 @@ def main(args: Arguments) -> None:
     head = json.loads(Path(args.head).read_text()) if args.head else {}
     model = build_mask2former(args.model, names, {"drop_path_rate": args.drop_path}, **head).train()
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        find_backbone(model).gradient_checkpointing_enable()
     groups = parameter_groups(model, args.weight_decay, encoder_rate(model, args.encoder_share))
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.999))
     accelerator.print(f"{len(items)} pictures of {len(names)} classes, {len(held_out)} held out", flush=True)

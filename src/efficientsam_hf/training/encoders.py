@@ -66,15 +66,25 @@ def backbone_config(source: str | Path, **fields: Any) -> EfficientSamVisionConf
     return config
 
 
+def find_backbone(head: nn.Module) -> EfficientSamBackbone:
+    """The backbone inside any head.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = next((module for module in head.modules() if isinstance(module, EfficientSamBackbone)), None)
+    if found is None:
+        raise ValueError(f"wanted an EfficientSamBackbone inside the head, found none in {type(head).__name__}")
+    return found
+
+
 def load_backbone(head: nn.Module, source: str | Path) -> EfficientSamBackbone:
     """Give the backbone inside any head the encoder of a checkpoint; the head itself stays.
 
     Raises:
         ValueError: if there is no `EfficientSamBackbone` in it, or the checkpoint lacks its encoder.
     """
-    found = next((module for module in head.modules() if isinstance(module, EfficientSamBackbone)), None)
-    if found is None:
-        raise ValueError(f"wanted an EfficientSamBackbone inside the head, found none in {type(head).__name__}")
+    found = find_backbone(head)
     donor = load_encoder_model(
         EfficientSamBackbone, source, out_features=["neck" if "neck" in found.out_features else "stem"]
     )

@@ -98,10 +98,6 @@ class MaskRcnn(nn.Module):
             **fields,
         )
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Less memory, more time."""
-        self.detector.backbone.backbone.gradient_checkpointing_enable()
-
     def forward(self, pixel_values: Tensor, targets: list[dict[str, Tensor]] | None = None) -> MaskRcnnOutput:
         """Square pictures (B, 3, S, S), normalised; in training for each `boxes`, `labels` from 1, and `masks`."""
         if not self.training:

@@ -45,7 +45,10 @@ def weight_updates(
     # A loader that has no batch left is not asked for one.
     for number, batch in enumerate(islice(batches, max(last - first, 0) * accumulate), start=first * accumulate):
         set_learning_rate(optimizer, rate(step))
-        arguments = inputs(batch, seeded_generator(seed, number, accelerator.process_index))
+        generator = seeded_generator(seed, number, accelerator.process_index)
+        # For what draws inside the model (skipped layers, points of a mask): after a stop it must go on the same.
+        torch.manual_seed(generator.initial_seed() + 1)
+        arguments = inputs(batch, generator)
         with accelerator.accumulate(model):
             # Called, never model.forward: the call is what synchronises the processes.
             loss = model(**arguments).loss
