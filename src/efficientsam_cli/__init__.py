@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from . import pretraining, segmenting, weights
+from . import pretraining, probing, segmenting, weights
 
 app = typer.Typer(
     help="Segment anything, made light: EfficientSAM.",
@@ -45,6 +45,7 @@ COMMANDS: list[Callable[..., None]] = [
     segmenting.everything,
     weights.convert,
     pretraining.cache_features,
+    probing.probe,
 ]
 for command in COMMANDS:
     app.command()(one_line_errors(command))

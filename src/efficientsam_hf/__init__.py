@@ -3,8 +3,10 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForMaskGeneration,
     AutoModelForPreTraining,
     AutoProcessor,
@@ -27,6 +29,7 @@ from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
 from .image_processing_efficientsam import EfficientSamImageProcessor
 from .mask_generation import segment_everything
 from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
+from .modeling_efficientsam_backbone import EfficientSamBackbone, EfficientSamForImageClassification
 from .modeling_efficientsam_sami import EfficientSamForPreTraining
 from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
@@ -51,12 +54,15 @@ for config_class in (
 
 AutoModel.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
 AutoModel.register(EfficientSamVisionConfig, EfficientSamVisionModel, exist_ok=True)
+AutoBackbone.register(EfficientSamVisionConfig, EfficientSamBackbone, exist_ok=True)
+AutoModelForImageClassification.register(EfficientSamVisionConfig, EfficientSamForImageClassification, exist_ok=True)
 AutoModelForMaskGeneration.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
 AutoModelForPreTraining.register(EfficientSamSamiConfig, EfficientSamForPreTraining, exist_ok=True)
 
 # One class serves both of transformers' backends.
 BACKENDS = dict.fromkeys(("pil", "torchvision"), EfficientSamImageProcessor)
 AutoImageProcessor.register(EfficientSamConfig, image_processor_classes=BACKENDS, exist_ok=True)
+AutoImageProcessor.register(EfficientSamVisionConfig, image_processor_classes=BACKENDS, exist_ok=True)
 AutoImageProcessor.register(EfficientSamSamiConfig, image_processor_classes=BACKENDS, exist_ok=True)
 AutoProcessor.register(EfficientSamConfig, EfficientSamProcessor, exist_ok=True)
 
@@ -64,6 +70,8 @@ AutoProcessor.register(EfficientSamConfig, EfficientSamProcessor, exist_ok=True)
 # load it with trust_remote_code=True. Each class is noted for one Auto class; `hub.save_for_hub` notes all.
 EfficientSamModel.register_for_auto_class("AutoModelForMaskGeneration")
 EfficientSamForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+EfficientSamBackbone.register_for_auto_class("AutoBackbone")
+EfficientSamForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 for own_class in (
     EfficientSamConfig,
     EfficientSamVisionConfig,
@@ -77,7 +85,9 @@ for own_class in (
 __all__ = [
     "MAE_BASELINE",
     "VARIANTS",
+    "EfficientSamBackbone",
     "EfficientSamConfig",
+    "EfficientSamForImageClassification",
     "EfficientSamForPreTraining",
     "EfficientSamImageProcessor",
     "EfficientSamMaskDecoderConfig",
