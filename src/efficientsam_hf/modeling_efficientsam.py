@@ -208,7 +208,7 @@ class EfficientSamLayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of (B, C, h, w)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return super().forward(hidden_states.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class EfficientSamPositionalEmbedding(nn.Module):
@@ -737,7 +737,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         image = image if dense is None else image + dense
         output_tokens = torch.cat([self.iou_token, self.mask_tokens]).expand(*prompts.shape[:2], -1, -1)
         tokens = torch.cat([output_tokens, prompts], dim=2)
-        repeats = F.pad(tokens.new_tensor([math.log(last_stands_for)]), (tokens.shape[2] - 1, 0))
+        # A scalar tensor, because an exported graph learns only from its inputs how many slots are free.
+        count = torch.scalar_tensor(last_stands_for, device=tokens.device)
+        repeats = F.pad(count.log().to(tokens.dtype)[None], (tokens.shape[2] - 1, 0))
         return self.transformer(tokens, image, image_positions, repeats)
 
     def bytes_per_prompt(self, cells: int) -> int:
