@@ -4,8 +4,8 @@
     python benchmarks/exports.py --folder exports
 
 The first call writes the files, the second measures them beside torch. Random weights: the time does not depend on
-their values; how accurate 8 bits are says benchmarks/default_checkpoint.py --model EXPORTED. "TorchScript" is the eager
-model exported as the authors exported theirs (opset 17, no fusion), a stand-in for the official ONNX file.
+their values; how accurate 8 bits are says benchmarks/agreement.py. "TorchScript" is the eager model exported as the
+authors exported theirs (opset 17, no fusion), a stand-in for the official ONNX file.
 """
 
 import argparse

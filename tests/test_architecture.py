@@ -41,10 +41,11 @@ FLOORS = [
         "prediction",
         "mask_search",
         "exported",
+        "compilation",
         "visualization",
         "data",
     },
-    {"mask_generation", "hub", "export", "training", "evaluation", "labelling"},
+    {"mask_generation", "hub", "export", "prediction_stream", "training", "evaluation", "labelling"},
     {COMMAND},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

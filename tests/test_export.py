@@ -148,7 +148,7 @@ def test_missing_and_altered_files_are_named(copied):
 def test_other_runtimes_are_named(copied):
     import onnx
 
-    with pytest.raises(ValueError, match="no provider CUDAExecutionProvider here, found .*CPUExecutionProvider"):
+    with pytest.raises(ValueError, match=r"no provider CUDAExecutionProvider here, found .*CPUExecutionProvider"):
         load_checkpoint(copied, device="cuda")
     with pytest.raises(ValueError, match="keeps its dtype"):
         load_checkpoint(copied, dtype="float16")
@@ -222,3 +222,30 @@ def test_a_missing_package_is_named(tiny, tiny_processor, tmp_path, monkeypatch)
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(ValueError, match=r"export to OpenVINO wants openvino, found none"):
         writing.FORMATS["openvino"][1](None, tmp_path / "graph.xml")
+
+
+def test_example_needs_no_torch(folder, tiny, tiny_processor, photo, tmp_path):
+    import subprocess
+    import sys
+
+    import numpy as np
+    from conftest import REPOSITORY
+    from PIL import Image
+
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    script = REPOSITORY / "examples" / "onnx_without_torch.py"
+    arguments = [
+        str(folder),
+        str(tmp_path / "photo.png"),
+        "--box",
+        "10,8,40,30",
+        "--output",
+        str(tmp_path / "mask.png"),
+    ]
+    blocked = "import sys, runpy; sys.modules.update(torch=None, transformers=None, efficientsam_hf=None); sys.argv = "
+    code = f"{blocked}{[str(script), *arguments]!r}; runpy.run_path({str(script)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = np.array(Image.open(tmp_path / "mask.png")) > 0
+    wanted = segment(tiny, tiny_processor, photo, boxes=[10, 8, 40, 30]).masks[0, 0].numpy()
+    assert (found & wanted).sum() / (found | wanted).sum() > 0.9

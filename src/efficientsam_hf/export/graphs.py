@@ -25,6 +25,7 @@ class VisionEncoderGraph(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """The whole graph."""
         return self.model.get_image_embeddings(pixel_values.to(self.model.dtype)).float()
 
 
@@ -45,6 +46,7 @@ class MaskDecoderGraph(nn.Module):
     def forward(
         self, image_embeddings: Tensor, input_points: Tensor, input_labels: Tensor, input_masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        """The whole graph."""
         embeddings = image_embeddings.to(self.model.dtype)
         inputs = self.model.get_decoder_inputs(embeddings, input_points, input_labels, input_masks=input_masks)
         inputs["last_stands_for"] -= 1

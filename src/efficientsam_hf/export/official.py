@@ -42,6 +42,7 @@ class OfficialEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(settings.image_std).view(-1, 1, 1))
 
     def forward(self, batched_images: Tensor) -> Tensor:
+        """The whole graph."""
         pixels = F.interpolate(
             batched_images, self.size, mode="bilinear", align_corners=False, antialias=self.antialias
         )
@@ -67,6 +68,7 @@ class OfficialDecoder(nn.Module):
         batched_point_labels: Tensor,
         orig_im_size: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole graph."""
         height, width = orig_im_size.tolist()
         for side in (height, width):
             torch._check(side >= 1)

@@ -1,4 +1,4 @@
-"""8-bit encoders. The decoder, a fiftieth of the work, keeps its numbers: its masks and scores are what is asked for."""
+"""8-bit encoders. The decoder, a small part of the work, keeps its numbers: what is asked for comes from there."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

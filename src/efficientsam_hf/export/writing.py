@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,5 @@ def write_folder(
 
 def installed_versions() -> dict[str, str]:
     """Of the packages that have a part in an export, as far as they are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    installed = {found.name for found in distributions()}
+    return {package: version(package) for package in PACKAGES if package in installed}

@@ -102,7 +102,7 @@ def openvino_engine(folder: Path, manifest: Manifest, devices: Sequence[str], th
 
 
 def torch_engine(folder: Path, manifest: Manifest, devices: Sequence[str], threads: int | None) -> Engine:
-    """torch itself, on graphs that `torch.export` saved: no code of the model is needed. On the CPU."""
+    """Torch itself, on graphs that `torch.export` saved: no code of the model is needed. On the CPU."""
     if list(devices) not in ([], ["cpu"]):
         raise ValueError(f"a torch-export folder was traced for the CPU, found device {', '.join(devices)}")
     modules = {}
