@@ -27,8 +27,10 @@ def compile_model(model: EfficientSamModel, mode: str | None = None) -> Efficien
     """
     copies = mode in GRAPH_MODES
     encoder, decoder = model.vision_encoder, model.mask_decoder
-    encoder.forward = Compiled(encoder.forward, copies, mode=mode, dynamic=False)
-    decoder.look = in_powers_of_two(Compiled(decoder.look, copies, mode=mode, dynamic=False))
+    encode, look = (
+        Compiled(function, copies, mode=mode, dynamic=False) for function in (encoder.forward, decoder.look)
+    )
+    encoder.__dict__["forward"], decoder.__dict__["look"] = encode, in_powers_of_two(look)
     return model
 
 

@@ -127,7 +127,7 @@ def read_request(request: tuple[Any, dict[str, Any]]) -> tuple[Tensor, dict[str,
     return read_picture(picture), {name: value and value[0] for name, value in lists.items()}
 
 
-def gather(batch: list[tuple[Tensor, dict[str, Any]]]) -> dict[str, list]:
+def gather(batch: list[tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:
     """The prompts of several pictures, as the processor takes them; labels that were left out are all 1."""
     prompts = [asked for _, asked in batch]
     labels = [asked["labels"] or [[1] * len(clicks or []) for clicks in asked["points"] or []] for asked in prompts]

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,9 @@ class MaskDecoderGraph(nn.Module):
     def __init__(self, model: EfficientSamModel):
         super().__init__()
         self.model = copy.deepcopy(model)
-        self.model.config.prompt_encoder_config.max_prompt_points += 1
-        self.model.prompt_encoder.config = self.model.config.prompt_encoder_config
+        prompts: Any = self.model.config.prompt_encoder_config
+        prompts.max_prompt_points += 1
+        self.model.prompt_encoder.config = prompts
 
     def forward(
         self, image_embeddings: Tensor, input_points: Tensor, input_labels: Tensor, input_masks: Tensor | None = None

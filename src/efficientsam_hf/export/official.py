@@ -32,6 +32,9 @@ LARGEST_SIDE = 32768
 class OfficialEncoder(nn.Module):
     """Pictures (B, 3, H, W) in 0 to 1, of any size -> embeddings (B, C, h, w)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: EfficientSamModel, processor: EfficientSamProcessor):
         super().__init__()
         self.model = model

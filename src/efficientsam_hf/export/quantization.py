@@ -54,7 +54,7 @@ def quantize_onnx(path: Path, quantize: str, feeds: Feeds) -> None:
 
     Convolutions stay as they are, there: onnxruntime's 8-bit ones with measured activations are slower.
     """
-    tools = wanted_package("onnxruntime.quantization", "8-bit ONNX")
+    tools: Any = wanted_package("onnxruntime.quantization", "8-bit ONNX")
     shape_inference = wanted_package("onnxruntime.quantization.shape_inference", "8-bit ONNX")
     whole = path.with_name(f"float_{path.name}")
     shape_inference.quant_pre_process(path, whole, skip_symbolic_shape=True)
@@ -64,15 +64,11 @@ def quantize_onnx(path: Path, quantize: str, feeds: Feeds) -> None:
         )
     else:
         remaining = iter(feeds)
-
-        class Reader(tools.CalibrationDataReader):
-            def get_next(self) -> dict | None:
-                return next(remaining, None)
-
+        one_by_one = type("OneByOne", (tools.CalibrationDataReader,), {"get_next": lambda self: next(remaining, None)})
         tools.quantize_static(
             whole,
             path,
-            Reader(),
+            one_by_one(),
             quant_format=tools.QuantFormat.QDQ,
             op_types_to_quantize=["MatMul", "Gemm", "Conv"],
             per_channel=True,

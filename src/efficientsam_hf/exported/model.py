@@ -79,14 +79,15 @@ class ExportedEfficientSam:
         image_embeddings: Tensor | None = None,
     ) -> ExportedOutput:
         """As `EfficientSamModel.forward`, all three masks of each prompt."""
-        if (pixel_values is None) == (image_embeddings is None):
+        embeddings = image_embeddings
+        if pixel_values is not None and embeddings is None:
+            embeddings = self.get_image_embeddings(pixel_values)
+        elif pixel_values is not None or embeddings is None:
             found = "neither" if pixel_values is None else "both"
             raise ValueError(f"give either pixel_values or image_embeddings, got {found}")
-        if pixel_values is not None:
-            image_embeddings = self.get_image_embeddings(pixel_values)
-        inputs = self.get_decoder_inputs(image_embeddings, input_points, input_labels, input_boxes, input_masks)
+        inputs = self.get_decoder_inputs(embeddings, input_points, input_labels, input_boxes, input_masks)
         scores, masks = self.decode(**inputs)
-        return ExportedOutput(scores, masks, image_embeddings)
+        return ExportedOutput(scores, masks, embeddings)
 
     def get_decoder_inputs(
         self,
