@@ -29,6 +29,7 @@ FLOORS = [
         "prompts_efficientsam",
         "written_files",
         "mask_settings",
+        "networks",
     },
     {"image_processing_efficientsam"},
     {"processing_efficientsam", "modeling_efficientsam"},
@@ -39,10 +40,12 @@ FLOORS = [
         "efficientnet",
         "prediction",
         "mask_search",
+        "exported",
+        "compilation",
         "visualization",
         "data",
     },
-    {"mask_generation", "hub", "export", "training", "evaluation", "labelling"},
+    {"mask_generation", "hub", "export", "prediction_stream", "training", "evaluation", "labelling"},
     {COMMAND},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

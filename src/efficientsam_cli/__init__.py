@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from . import pretraining, probing, segmenting, weights
+from . import exporting, pretraining, probing, segmenting, weights
 
 app = typer.Typer(
     help="Segment anything, made light: EfficientSAM.",
@@ -44,6 +44,7 @@ COMMANDS: list[Callable[..., None]] = [
     segmenting.predict,
     segmenting.everything,
     weights.convert,
+    exporting.export,
     pretraining.cache_features,
     probing.probe,
 ]

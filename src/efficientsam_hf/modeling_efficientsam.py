@@ -208,7 +208,7 @@ class EfficientSamLayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of (B, C, h, w)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return super().forward(hidden_states.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class EfficientSamPositionalEmbedding(nn.Module):
@@ -778,7 +778,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         if isinstance(last_stands_for, Tensor):
             repeats = F.pad(last_stands_for.log().to(tokens.dtype), (output_tokens.shape[2], 0))
         else:
-            repeats = F.pad(tokens.new_tensor([math.log(last_stands_for)]), (tokens.shape[2] - 1, 0))
+            # A scalar tensor, because an exported graph learns only from its inputs how many slots are free.
+            count = torch.scalar_tensor(last_stands_for, device=tokens.device)
+            repeats = F.pad(count.log().to(tokens.dtype)[None], (tokens.shape[2] - 1, 0))
         return self.transformer(tokens, image, image_positions, repeats)
 
     def bytes_per_prompt(self, cells: int) -> int:

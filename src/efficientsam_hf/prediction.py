@@ -61,7 +61,7 @@ def segment(
     """Segment the objects that clicks and boxes point at.
 
     Args:
-        model: On any device; its answer stays there.
+        model: On any device; its answer stays there. Anything that offers what `SegmentationNetwork` lists will do.
         processor: The model's.
         image: PIL picture, array, tensor, path or URL.
         points: One object's clicks, [[x, y], ...] in pixels of the photo; or a list of that, one entry an object.
@@ -84,10 +84,15 @@ def segment(
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes = inputs.pop("original_sizes")
     outputs = model(**inputs, image_embeddings=image_embeddings)
-    scores, order = outputs.iou_scores[0].float().sort(dim=-1, descending=True, stable=True)
-    low_resolution = outputs.pred_masks.take_along_dim(order[None, ..., None, None], dim=2)
+    low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores)
     masks = processor.post_process_masks(low_resolution, sizes)[0]
-    return Segmentation(masks, scores, outputs.image_embeddings)
+    return Segmentation(masks, scores[0], outputs.image_embeddings)
+
+
+def best_first(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (B, Q, M, h, w) and their predicted IoU (B, Q, M), float32, in falling order along M."""
+    scores, order = scores.float().sort(dim=-1, descending=True, stable=True)
+    return masks.take_along_dim(order[..., None, None], dim=2), scores
 
 
 def read_photo(source: Any) -> Image.Image:
