@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from . import pretraining, segmenting, weights
+from . import labelling, pretraining, segmenting, weights
 
 app = typer.Typer(
     help="Segment anything, made light: EfficientSAM.",
@@ -43,6 +43,7 @@ def one_line_errors(command: Callable) -> Callable:
 COMMANDS: list[Callable[..., None]] = [
     segmenting.predict,
     segmenting.everything,
+    labelling.label,
     weights.convert,
     pretraining.cache_features,
 ]

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,3 +28,12 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
     finally:
         for partial in beside:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_by_several(path: Path) -> Iterator[Path]:
+    """A file that several processes may write at one time, all the same; it becomes `path` at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as room:
+        yield Path(room) / path.name
+        (Path(room) / path.name).replace(path)
