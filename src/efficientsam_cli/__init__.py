@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from . import labelling, pretraining, segmenting, weights
+from . import demo, labelling, pretraining, segmenting, weights
 
 app = typer.Typer(
     help="Segment anything, made light: EfficientSAM.",
@@ -44,6 +44,7 @@ COMMANDS: list[Callable[..., None]] = [
     segmenting.predict,
     segmenting.everything,
     labelling.label,
+    demo.demo,
     weights.convert,
     pretraining.cache_features,
 ]

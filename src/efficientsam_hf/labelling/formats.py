@@ -23,13 +23,12 @@ import PIL.Image
 from torch import Tensor
 
 from ..data.images import Picture
-from ..masks_efficientsam import decode_rle
+from ..visualization import label_map
 from ..written_files import written_by_several, written_together
 from .outlines import joined, outlines_of
 
 ONE_CATEGORY = [{"id": 1, "name": "object"}]
 ORIENTATION = 274  # the EXIF tag
-MOST_OBJECTS = 2**16 - 1  # in a label map
 
 
 @dataclass(frozen=True)
@@ -314,13 +313,8 @@ class Png(Format):
 
     def add(self, photo: LabelledPhoto) -> None:
         """Write masks/NAME.png; an object's number is its place among the records, from 1 on."""
-        width, height = photo.size
-        labels = np.zeros((height, width), dtype=np.uint16)
-        order = sorted(range(min(len(photo.records), MOST_OBJECTS)), key=lambda n: -photo.records[n]["area"])
-        for number in order:
-            labels[decode_rle(photo.records[number]["segmentation"]).numpy()] = number + 1
         with written_together([photo.beside(self.folder / "masks", ".png")]) as (part,):
-            PIL.Image.fromarray(labels).save(part, format="PNG")
+            label_map(photo.records, photo.size).save(part, format="PNG")
 
 
 FORMATS: dict[str, type[Format]] = {
