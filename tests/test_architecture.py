@@ -43,6 +43,7 @@ FLOORS = [
         "data",
     },
     {"mask_generation", "hub", "export", "training", "evaluation", "labelling"},
+    {"interaction", "publishing"},
     {COMMAND},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

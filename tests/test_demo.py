@@ -1,6 +1,7 @@
 """The demo as a visitor meets it: over HTTP, and in a headless Chromium where there is one."""
 
 import http.client
+import io
 import json
 import os
 import re
@@ -97,10 +98,9 @@ def test_no_other_file_is_served(address, path):
 
 
 def test_an_upload_is_opened_and_bad_ones_are_answered(address, photo):
-    written = tempfile.SpooledTemporaryFile()
+    written = io.BytesIO()
     Image.fromarray(photo).save(written, "PNG")
-    written.seek(0)
-    good = written.read()
+    good = written.getvalue()
     for name, content, words in (
         ("good.png", good, None),
         ("bad.png", b"no picture", "bad.png is no picture that can be read"),
@@ -184,8 +184,8 @@ class Visitor:
         old = self.picture.get_attribute("src") if self.picture.count() else ""
         start = time.monotonic()
         action()
-        new = "old => { const img = document.querySelector('#canvas img'); return img && img.src !== old && img.complete }"
-        self.page.wait_for_function(new, arg=old)
+        image = "document.querySelector('#canvas img')"
+        self.page.wait_for_function(f"old => {image} && {image}.src !== old && {image}.complete", arg=old)
         return time.monotonic() - start
 
     def example(self, number: int) -> None:

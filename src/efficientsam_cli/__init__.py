@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from . import demo, labelling, pretraining, segmenting, weights
+from . import demo, labelling, pretraining, publishing, segmenting, weights
 
 app = typer.Typer(
     help="Segment anything, made light: EfficientSAM.",
@@ -46,6 +46,7 @@ COMMANDS: list[Callable[..., None]] = [
     labelling.label,
     demo.demo,
     weights.convert,
+    publishing.push,
     pretraining.cache_features,
 ]
 for command in COMMANDS:

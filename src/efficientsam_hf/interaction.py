@@ -157,7 +157,7 @@ class PhotoSession:
         Raises:
             ValueError: for an option as in `segment_everything`.
         """
-        known = {"image_embeddings": self.embeddings, "return_embeddings": True}
+        known: dict[str, Any] = {"image_embeddings": self.embeddings, "return_embeddings": True}
         records, self.embeddings = segment_everything(model, processor, self.photo, **known, **options)
         self.history, self.answer, self.records = [Prompt()], None, records
         return records

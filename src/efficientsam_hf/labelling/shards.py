@@ -19,8 +19,9 @@ from torch import Tensor
 from ..data.images import Picture
 from ..pictures_efficientsam import read_picture
 from ..written_files import written_by_several, written_together
-from .formats import FORMATS, ONE_CATEGORY, Format, LabelledPhoto
+from .formats import FORMATS
 from .sources import Shard
+from .writing import ONE_CATEGORY, Format, LabelledPhoto
 
 # Picture's name and pixels (3, H, W) -> its records, or None if it is not to be labelled.
 Labeller = Callable[[str, Tensor], list[dict[str, Any]] | None]

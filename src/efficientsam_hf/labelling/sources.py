@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -85,10 +86,12 @@ def shards_of_folder(folder: Path, pictures_per_shard: int, split: str, column: 
     if not pictures:
         raise FileNotFoundError(f"no picture, tar or parquet file in {folder}: found {len(blobs)} other files")
     runs = [pictures[start : start + pictures_per_shard] for start in range(0, len(pictures), pictures_per_shard)]
-    # The run is bound now: a plain closure would give every shard the last one's.
-    return [
-        Shard(f"pictures_{number:05}", lambda report, run=run: iter(run), len(run)) for number, run in enumerate(runs)
-    ]
+    return [Shard(f"pictures_{number:05}", partial(listed, run), len(run)) for number, run in enumerate(runs)]
+
+
+def listed(pictures: list[Picture], report: Report) -> Iterator[Picture]:
+    """Pictures that are known already."""
+    return iter(pictures)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def shards_of_folder(folder: Path, pictures_per_shard: int, split: str, column: 
 def shard_of_tar(address: str) -> Shard:
     """A tar by its path or address; its pictures are called `TAR/MEMBER`."""
     name = re.sub(r"\.(tar|tar\.gz|tgz)$", "", address.rstrip("/").rpartition("/")[2].partition("?")[0])
-    return Shard(name, lambda report: tar_pictures(address, name, report))
+    return Shard(name, partial(tar_pictures, address, name))
 
 
 def tar_pictures(address: str, shard: str, report: Report) -> Iterator[Picture]:
@@ -142,12 +145,12 @@ def shards_of_dataset(name: str, files: str | None, split: str, column: str) -> 
     stream = stream.cast_column(column, Image(decode=False))
     total = stream.num_shards
 
-    def pictures_of(number: int) -> Iterator[Picture]:
+    def pictures_of(number: int, report: Report) -> Iterator[Picture]:
         part = stream.shard(num_shards=total, index=number).select_columns([column])
         for row, record in enumerate(part):
             yield dataset_picture(record[column] or {}, number, row)
 
-    return [Shard(f"shard_{number:05}", lambda report, n=number: pictures_of(n)) for number in range(total)]
+    return [Shard(f"shard_{number:05}", partial(pictures_of, number)) for number in range(total)]
 
 
 def dataset_picture(cell: dict[str, Any], shard: int, row: int) -> Picture:
