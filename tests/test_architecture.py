@@ -30,7 +30,7 @@ FLOORS = [
         "written_files",
         "mask_settings",
     },
-    {"image_processing_efficientsam"},
+    {"image_processing_efficientsam", "visualization", "interchange"},
     {"processing_efficientsam", "modeling_efficientsam"},
     {
         "modeling_efficientsam_sami",
@@ -39,7 +39,6 @@ FLOORS = [
         "efficientnet",
         "prediction",
         "mask_search",
-        "visualization",
         "data",
     },
     {"mask_generation", "hub", "export", "training", "evaluation", "labelling"},

@@ -25,12 +25,13 @@ from .configuration_efficientsam import (
 )
 from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
 from .image_processing_efficientsam import EfficientSamImageProcessor
+from .interchange import to_supervision
 from .mask_generation import segment_everything
 from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
 from .modeling_efficientsam_sami import EfficientSamForPreTraining
 from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
-from .visualization import draw_everything, draw_segmentation
+from .visualization import draw_everything, draw_records, draw_segmentation
 
 try:
     __version__ = version("efficientsam-hf")
@@ -92,6 +93,7 @@ __all__ = [
     "__version__",
     "default_checkpoint",
     "draw_everything",
+    "draw_records",
     "draw_segmentation",
     "load_checkpoint",
     "push_to_hub",
@@ -99,4 +101,5 @@ __all__ = [
     "save_for_hub",
     "segment",
     "segment_everything",
+    "to_supervision",
 ]
