@@ -29,6 +29,7 @@ from .configuration_efficientsam import (
 from .exported.model import ExportedEfficientSam
 from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
 from .image_processing_efficientsam import EfficientSamImageProcessor
+from .interchange import to_supervision
 from .mask_generation import segment_everything
 from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
 from .modeling_efficientsam_backbone import EfficientSamBackbone, EfficientSamForImageClassification
@@ -36,7 +37,7 @@ from .modeling_efficientsam_sami import EfficientSamForPreTraining
 from .prediction import Segmentation, read_photo, segment
 from .prediction_stream import SegmentationStream
 from .processing_efficientsam import EfficientSamProcessor
-from .visualization import draw_everything, draw_segmentation
+from .visualization import draw_everything, draw_records, draw_segmentation
 
 try:
     __version__ = version("efficientsam-hf")
@@ -108,6 +109,7 @@ __all__ = [
     "compile_model",
     "default_checkpoint",
     "draw_everything",
+    "draw_records",
     "draw_segmentation",
     "load_checkpoint",
     "push_to_hub",
@@ -115,4 +117,5 @@ __all__ = [
     "save_for_hub",
     "segment",
     "segment_everything",
+    "to_supervision",
 ]
