@@ -16,7 +16,6 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
-import torch
 from conftest import REPOSITORY, make_model, tiny_config
 from synthetic import make_tar, scene_files
 from test_sami_model import sami_config
@@ -155,8 +154,10 @@ def test_commands_run(command, room, monkeypatch):
 def options_of(command: str) -> tuple[set[str], set[str]]:
     """The options in a command of ours, and those that there are."""
     words = shlex.split(command)
-    name = words[words.index("efficientsam") + 1]
-    known = {option for parameter in get_command(app).commands[name].params for option in parameter.opts}
+    found, rest = get_command(app), words[words.index("efficientsam") + 1 :]
+    while hasattr(found, "commands"):
+        found, rest = found.commands[rest[0]], rest[1:]
+    known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
     return {word for word in words if word.startswith("--")} - {"--nproc-per-node", "--no-python"}, known
 
 

@@ -1,8 +1,8 @@
 """The reference is made of the package: lists of modules and names, docstrings in Markdown, nothing left out.
 
 A line `<!-- every module of ROOM -->` in a page becomes a section for each module in that folder of the package,
-`<!-- every name of efficientsam_hf -->` a table of what the package itself exports, and `<!-- every command -->` the help
-of the command line.
+`<!-- every name of efficientsam_hf -->` a table of what the package itself exports, and `<!-- every command -->` the
+help of the command line.
 """
 
 import re
@@ -59,18 +59,25 @@ def front_door() -> str:
     return "\n".join(rows)
 
 
-def commands() -> str:
+def commands(group=None, name: str = "efficientsam") -> str:
     """A section for each command: what it does, and a table of its arguments."""
+    group = group or typer.main.get_command(command_line)
     parts = []
-    for name, command in typer.main.get_command(command_line).commands.items():
-        rows = ["| argument | what it is |", "|---|---|"]
-        for parameter in command.params:
-            options = [option for option in parameter.opts if option != "--help"]
-            shown = ", ".join(options) if options[0].startswith("-") else parameter.name.upper()
-            rows.append(f"| `{shown}` | {parameter.help} |".replace("\n", " "))
-        text = re.sub(r"(?m)^ +", "", command.help or "").strip()
-        parts.append(f"## efficientsam {name}\n\n{text}\n\n" + "\n".join(rows) + "\n")
+    for own, command in group.commands.items():
+        title = f"{name} {own}"
+        parts.append(commands(command, title) if hasattr(command, "commands") else command_section(title, command))
     return "\n".join(parts)
+
+
+def command_section(title: str, command) -> str:
+    """One command."""
+    rows = ["| argument | what it is |", "|---|---|"]
+    for parameter in command.params:
+        option = parameter.opts[0]
+        shown = option if option.startswith("-") else option.upper()
+        rows.append(f"| `{shown}` | {parameter.help} |".replace("\n", " "))
+    text = re.sub(r"(?m)^ +", "", command.help or "").strip()
+    return f"## {title}\n\n{text}\n\n" + "\n".join(rows) + "\n"
 
 
 def expand(app, page: str, source: list[str]) -> None:

@@ -5,7 +5,7 @@ Every layout comes in: COCO's and LVIS's JSON beside a folder of pictures, and w
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ import numpy as np
 from ..data.coco import file_names, find_blob, run_lengths
 from ..data.sa1b import LARGEST_PICTURE, LabelledPicture, find_blobs
 from ..data.sources import find_labelled_pictures
-from ..masks_efficientsam import decode_rle, masks_to_boxes
+from ..masks_efficientsam import decode_rle, masks_to_boxes, read_counts, rle_area
 from .skips import Skips
 
 
 @dataclass(frozen=True)
 class TruePicture(LabelledPicture):
-    """A picture of a COCO or LVIS JSON with its annotations as they stand there, crowds too."""
+    """A picture of a COCO or LVIS JSON with its entry and its annotations as they stand there, crowds too."""
 
-    image_id: int
+    entry: dict
     records: tuple[dict, ...]
 
     def read_annotations(self) -> list[dict]:
@@ -53,7 +53,7 @@ class TrueObject:
 
 
 def find_true_pictures(
-    images: str | Path, annotations: str | Path | None = None, skips: Skips | None = None
+    images: str | Path, annotations: str | Path | None = None, skips: Skips | None = None, unlabelled: bool = False
 ) -> list[LabelledPicture]:
     """The pictures to evaluate on, in the order of their ids or names.
 
@@ -61,7 +61,8 @@ def find_true_pictures(
         images: Folder or uncompressed tar of the pictures; without `annotations`, of pictures and masks in any layout
             that `find_labelled_pictures` reads.
         annotations: COCO's or LVIS's JSON.
-        skips: Takes note of pictures that are named but not there, too large, or without annotations.
+        skips: Takes note of pictures that are named but not there, or too large.
+        unlabelled: Keep pictures without annotations, on which a detector can only be wrong.
 
     Raises:
         FileNotFoundError: if there is nothing there, or no picture is left.
@@ -74,23 +75,26 @@ def find_true_pictures(
     blobs = find_blobs(images, "pictures")
     names = {Path(path).name: blob for path, blob in blobs.items()}
     of_image: dict[Any, list[dict]] = {image["id"]: [] for image in dataset["images"]}
+    categories = {category["id"] for category in dataset.get("categories", [])}
     for record in dataset["annotations"]:
-        if record["image_id"] in of_image:
-            of_image[record["image_id"]].append(record)
-        else:
+        if record["image_id"] not in of_image:
             skips.add("an annotation of a picture that the JSON does not have", f"annotation {record.get('id')}")
+        elif categories and record.get("category_id") not in categories:
+            skips.add("an annotation of an unknown category", f"annotation {record.get('id')}")
+        else:
+            of_image[record["image_id"]].append(record)
     found = []
     for image in sorted(dataset["images"], key=lambda image: image["id"]):
         paths = file_names(image)
         blob = next(filter(None, (find_blob(path, blobs, names) for path in paths)), None)
-        if not of_image[image["id"]]:
+        if not of_image[image["id"]] and not unlabelled:
             continue
         if blob is None:
             skips.add("no such picture", f"{paths[0]} in {images}")
         elif image["width"] * image["height"] > LARGEST_PICTURE:
             skips.add(f"a picture of more than {LARGEST_PICTURE:,} pixels", paths[0])
         else:
-            found.append(TruePicture(paths[0], blob, image["id"], tuple(of_image[image["id"]])))
+            found.append(TruePicture(paths[0], blob, image, tuple(of_image[image["id"]])))
     if not found:
         raise FileNotFoundError(
             f"no picture of {annotations} in {images}: {describe(skips) or 'nothing is annotated'}"
@@ -130,27 +134,51 @@ def true_objects(
         skips: Takes note.
         crowds: Whether groups that are annotated as one are objects, too.
     """
+    entry = picture.entry if isinstance(picture, TruePicture) else None
+    if entry and size != (entry["height"], entry["width"]):
+        named = f"{picture.name} ({size[1]} x {size[0]}, {entry['width']} x {entry['height']})"
+        skips.add("a picture of another size than its entry says", named)
+        return []
     found = []
-    for number, record in enumerate(picture.read_annotations()):
-        number = record.get("id", number)
-        name = f"{picture.name}, annotation {number}"
-        if record.get("iscrowd") and not crowds:
+    for record, rle in sound_annotations(picture, size, skips):
+        if record["iscrowd"] and not crowds:
             continue
-        mask = read_mask(record.get("segmentation"), size, name, skips)
-        if mask is None:
-            continue
-        box = masks_to_boxes(mask).tolist()
-        check_box(record.get("bbox"), size, name, skips)
-        ignore = read_mask(record["ignore"], size, name, skips, may_be_empty=True) if record.get("ignore") else None
-        area = record.get("area") or np.count_nonzero(mask)
-        found.append(TrueObject(number, mask, tuple(box), float(area), record.get("category_id"), ignore))
+        mask = decode_rle(rle).numpy()
+        hidden = record.get("ignore") and read_run_lengths(record["ignore"], size, picture.name, skips)
+        found.append(
+            TrueObject(
+                id=record["id"],
+                mask=mask,
+                box=tuple(masks_to_boxes(mask).tolist()),
+                area=float(record["area"]),
+                category=record.get("category_id"),
+                ignore=decode_rle(hidden).numpy() if hidden else None,
+            )
+        )
     return found
 
 
-def read_mask(
-    segmentation: Any, size: tuple[int, int], name: str, skips: Skips, may_be_empty: bool = False
-) -> np.ndarray | None:
-    """Polygons or run lengths -> (H, W), booleans; None, and a note, if nothing can be made of them."""
+def sound_annotations(
+    picture: LabelledPicture, size: tuple[int, int], skips: Skips
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The annotations of a picture of `size` (H, W) that have a mask, and its run lengths; notes in `skips`.
+
+    Records have at least `id`, `iscrowd`, and `area` (what they say, or else the mask's pixels).
+    """
+    for number, record in enumerate(picture.read_annotations()):
+        record = {"id": number, "iscrowd": 0, **record}
+        name = f"{picture.name}, annotation {record['id']}"
+        rle = read_run_lengths(record.get("segmentation"), size, name, skips)
+        pixels = rle_area(rle) if rle else 0
+        if rle and not pixels:
+            skips.add("an empty mask", name)
+        elif rle:
+            check_box(record.get("bbox"), size, name, skips)
+            yield {**record, "area": record.get("area") or pixels}, rle
+
+
+def read_run_lengths(segmentation: Any, size: tuple[int, int], name: str, skips: Skips) -> dict[str, Any] | None:
+    """Polygons or run lengths -> run lengths of `size` (H, W); None, and a note, if nothing can be made of them."""
     if isinstance(segmentation, dict) and list(segmentation.get("size", [])) != list(size):
         skips.add("run lengths of another size than the picture", f"{name} ({segmentation.get('size')}, {list(size)})")
         return None
@@ -158,17 +186,13 @@ def read_mask(
         skips.add("a polygon of fewer than three points", name)
         segmentation = [polygon for polygon in segmentation if not is_no_polygon(polygon)]
     try:
-        rle = run_lengths(segmentation or [], size)
-        mask = np.zeros(size, dtype=bool) if rle is None else decode_rle(rle).numpy()
+        rle = run_lengths(segmentation or [], size) or {"size": list(size), "counts": [size[0] * size[1]]}
+        read_counts(rle)
     except (ValueError, KeyError, TypeError):
-        mask = None
-    if mask is None:
+        rle = None
+    if rle is None:
         skips.add("a segmentation that cannot be read", name)
-        return None
-    if not (mask.any() or may_be_empty):
-        skips.add("an empty mask", name)
-        return None
-    return mask
+    return rle
 
 
 def is_no_polygon(polygon: Any) -> bool:
@@ -194,6 +218,11 @@ def dataset_hash(pictures: Iterable[LabelledPicture]) -> str:
     return digest.hexdigest()
 
 
+def picture_hash(picture: LabelledPicture) -> str:
+    """SHA-256 of the picture's bytes."""
+    return hashlib.sha256(picture.image.read()).hexdigest()
+
+
 def as_text(value: Any) -> Any:
     """Run lengths as bytes, which JSON does not know."""
     return value.decode() if isinstance(value, bytes) else str(value)
@@ -210,6 +239,8 @@ __all__ = [
     "dataset_hash",
     "describe",
     "find_true_pictures",
+    "picture_hash",
     "read_dataset",
+    "sound_annotations",
     "true_objects",
 ]

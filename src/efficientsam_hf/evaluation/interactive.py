@@ -3,7 +3,6 @@
 Q objects of one H x W picture. A record of a picture is plain JSON, so that it can be written as soon as it is there.
 """
 
-import hashlib
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..data.sa1b import LabelledPicture
+from ..masks_efficientsam import encode_rle
 from ..modeling_efficientsam import EfficientSamModel
 from ..processing_efficientsam import EfficientSamProcessor
 from .clicks import errors
-from .ground_truth import TrueObject, true_objects
+from .ground_truth import TrueObject, picture_hash, true_objects
 from .metrics import boundary_iou, iou
-from .predictor import Answer, EfficientSamPredictor, Predictor, Prompts
+from .predictor import Answer, EfficientSamPredictor, Predictor, Prompts, ask
 from .protocols import Protocol, find_protocol
 from .skips import Skips
 from .stopwatch import Stopwatch
@@ -35,14 +35,18 @@ class Settings:
         crowds: Whether groups that are annotated as one are objects, too.
         boundary: Score boundaries, too.
         oracle: Score the mask nearest to the truth, too, for which all masks are brought to full size.
+        refine: Show each answer's best mask to the model once more, with the same prompt.
         masks: Most masks of a picture, spread over its list; None for all.
+        keep: Put the last answers into the records, as run lengths, with the score the model gave them.
     """
 
     seed: int = 0
     crowds: bool = False
     boundary: bool = False
     oracle: bool = True
+    refine: bool = False
     masks: int | None = None
+    keep: bool = False
 
 
 @dataclass
@@ -56,6 +60,7 @@ class Walk:
         points: The clicks so far.
         labels: And what they are on.
         answer: The last mask (H, W).
+        trust: The predicted IoU of it.
     """
 
     target: TrueObject
@@ -64,6 +69,7 @@ class Walk:
     points: list[tuple[int, int]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     answer: np.ndarray | None = None
+    trust: float = 0.0
 
     def click(self, protocol: Protocol, background: bool) -> bool:
         """Add the protocol's next click; False if there is none to give."""
@@ -80,6 +86,11 @@ class Walk:
         self.points.append(click)
         self.labels.append(label)
         return True
+
+    def record(self, keep: bool) -> dict[str, Any]:
+        """The way so far as JSON."""
+        kept = {"answer": encode_rle(self.answer), "trust": round(self.trust, 6)} if keep else {}
+        return {"points": self.points, "labels": self.labels, **self.scores, **kept}
 
     def is_done(self, protocol: Protocol) -> bool:
         """Whether no further click changes a figure."""
@@ -137,9 +148,9 @@ def evaluate_picture(
     """One picture by several protocols, encoded once.
 
     Returns:
-        `picture` (its name), `sha256` (of its bytes), `skipped`, `seconds` by kind of work, and `masks`: for each its
-        `id`, `area`, and under each protocol's name `points`, `labels`, and the lists `iou`, `oracle`, `boundary`, an
-        entry a prompt.
+        `picture` (its name), `sha256` (of its bytes), `size` (H, W), `skipped`, `seconds` by kind of work, and
+        `masks`: for each its `id`, `area`, and under each protocol's name `points`, `labels`, and the lists `iou`,
+        `oracle`, `boundary`, an entry a prompt; with `settings.keep` also `answer` and `trust`.
 
     Raises:
         ValueError: if the picture cannot be read; in strict mode for a mask that cannot.
@@ -150,7 +161,7 @@ def evaluate_picture(
         objects = true_objects(picture, (photo.height, photo.width), skips, settings.crowds)
         if settings.masks:
             objects = objects[:: -(-len(objects) // settings.masks) or 1]
-        digest = hashlib.sha256(picture.image.read()).hexdigest()
+        digest = picture_hash(picture)
     rows: list[dict[str, Any]] = [{"id": item.id, "area": item.area} for item in objects]
     if objects:
         with watch("encode"):
@@ -158,10 +169,11 @@ def evaluate_picture(
         for protocol in protocols:
             walks = walk(predictor, embedded, picture.name, objects, protocol, settings, watch)
             for row, walked in zip(rows, walks, strict=True):
-                row[protocol.name] = {"points": walked.points, "labels": walked.labels, **walked.scores}
+                row[protocol.name] = walked.record(settings.keep)
     return {
         "picture": picture.name,
         "sha256": digest,
+        "size": [photo.height, photo.width],
         "skipped": skips.record(),
         "seconds": dict(watch.seconds),
         "masks": rows,
@@ -192,7 +204,7 @@ def walk(
         if not going:
             break
         with watch("decode"):
-            answer = predictor.decode(embedded, prompts_of(going, protocol))
+            answer = ask(predictor, embedded, prompts_of(going, protocol), settings.refine)
         score(predictor, embedded, answer, going, settings, watch)
     return walks
 
@@ -211,6 +223,7 @@ def score(
     """Note for each object the IoU of the mask that the model trusts most, and of the one nearest to the truth."""
     logits = answer.logits if settings.oracle else answer.best_logits()[:, None]
     best, count = answer.best().tolist() if settings.oracle else [0] * len(walks), logits.shape[1]
+    trusted = answer.scores.amax(-1).tolist()
     step = max(1, FULL_SIZE_BYTES // (count * walks[0].target.mask.size))
     for start in range(0, len(walks), step):
         with watch("decode"):
@@ -218,6 +231,7 @@ def score(
         with watch("metrics"):
             for place, one in enumerate(walks[start : start + step]):
                 note(one, masks[place * count : (place + 1) * count], best[start + place], settings)
+                one.trust = trusted[start + place]
 
 
 def note(one: Walk, masks: np.ndarray, best: int, settings: Settings) -> None:

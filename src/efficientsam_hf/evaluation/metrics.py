@@ -22,7 +22,7 @@ def iou(answer: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None)
     both, either = answer & truth, answer | truth
     if ignore is not None:
         both, either = both & ~ignore, either & ~ignore
-    return np.count_nonzero(both) / max(np.count_nonzero(either), 1)
+    return float(np.count_nonzero(both) / np.maximum(np.count_nonzero(either), 1))
 
 
 def boundary_iou(

@@ -4,7 +4,7 @@ Q objects of one H x W picture, P clicks an object, M masks an object of h x w l
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,6 +89,18 @@ class Predictor(Protocol):
         """SHA-256 of the weights."""
 
 
+def ask(predictor: Predictor, embedded: Any, prompts: Prompts, refine: bool = False) -> Answer:
+    """The answer to prompts; with `refine` to them and to the best masks of the first answer (Kirillov, 2023, D.4).
+
+    Raises:
+        ValueError: if the model cannot be shown masks.
+    """
+    if refine and not predictor.mask_prompts:
+        raise ValueError(f"{predictor.name} never learnt mask prompts, which --refine gives it")
+    answer = predictor.decode(embedded, prompts)
+    return predictor.decode(embedded, replace(prompts, masks=answer.best_logits())) if refine else answer
+
+
 @dataclass(frozen=True)
 class Embedded:
     """A picture that the encoder has seen: `features` as the model has them, `size` (H, W)."""
@@ -162,4 +174,4 @@ def module_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["Answer", "EfficientSamPredictor", "Embedded", "Predictor", "Prompts", "module_hash"]
+__all__ = ["Answer", "EfficientSamPredictor", "Embedded", "Predictor", "Prompts", "ask", "module_hash"]
