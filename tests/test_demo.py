@@ -25,8 +25,8 @@ from efficientsam_hf import EfficientSamProcessor, load_checkpoint, save_for_hub
 from efficientsam_hf.masks_efficientsam import decode_rle
 
 gradio = pytest.importorskip("gradio", reason="the demo needs gradio: the extra [demo]")
-from efficientsam_cli import demo_page
-from efficientsam_cli.demo_page import PHOTOS, Limits, build_page, serve
+demo_page = pytest.importorskip("efficientsam_cli.demo_page", reason="the demo needs gradio: the extra [demo]")
+PHOTOS, Limits, build_page, serve = demo_page.PHOTOS, demo_page.Limits, demo_page.build_page, demo_page.serve
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
