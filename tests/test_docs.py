@@ -119,7 +119,6 @@ def test_python_blocks_run_in_their_order(page, room):
         exec(compile(block, str(page), "exec"), names)
 
 
-<<<<<<< HEAD
 def run_script(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A script as its launcher starts it, in this process."""
     from accelerate.state import AcceleratorState, GradientState
@@ -160,15 +159,6 @@ def options_of(command: str) -> tuple[set[str], set[str]]:
         found, rest = found.commands[rest[0]], rest[1:]
     known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
     return {word for word in words if word.startswith("--")} - {"--nproc-per-node", "--no-python"}, known
-=======
-def commands(page: Path) -> list[str]:
-    lines = "".join(blocks(page, "console")).splitlines()
-    return [
-        line.removeprefix("$ ").split("    #")[0]
-        for line in lines
-        if re.match(r"\$ efficientsam (predict|everything|label) examples", line)
-    ]
->>>>>>> people
 
 
 @pytest.mark.parametrize(
@@ -176,18 +166,9 @@ def commands(page: Path) -> list[str]:
     [c for c in COMMANDS if reason_against(c) and " efficientsam " in f" {c}"],
     ids=lambda command: command[:60],
 )
-<<<<<<< HEAD
 def test_commands_that_are_not_run_have_options_that_exist(command):
     used, known = options_of(command)
     assert used <= known
-=======
-def test_predict_commands_run(command, room):
-    result = CliRunner().invoke(app, shlex.split(command)[1:])
-    assert result.exit_code == 0, result.output
-    written = Path(re.search(r"--output (\S+)", command)[1])
-    files = [path for path in written.rglob("*") if path.is_file()] if written.is_dir() else [written]
-    assert sum(path.stat().st_size for path in files) > 10_000
->>>>>>> people
 
 
 def test_blocks_are_of_kinds_that_are_run():
