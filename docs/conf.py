@@ -48,6 +48,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 # Progress bars and log lines; an error is an exception all the same.
 nb_output_stderr = "remove"
+nb_merge_streams = True
 
 linkcheck_timeout = 20
 linkcheck_anchors_ignore_for_url = ["https://github.com/.*"]

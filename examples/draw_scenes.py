@@ -2,8 +2,8 @@
 
     python examples/draw_scenes.py scenes --count 20
 
-`scenes/images` and `scenes/masks` are as your own pictures would be: a PNG for each object. `scenes/instances.json` says
-the same in COCO's format. The same seed draws the same scenes.
+`scenes/images` and `scenes/masks` are as your own pictures would be: a PNG for each object. `scenes/instances.json`
+says the same in COCO's format. The same seed draws the same scenes.
 """
 
 import json
