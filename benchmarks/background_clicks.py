@@ -22,9 +22,10 @@ from efficientsam_hf.evaluation.interactive import evaluate_interactive
 
 FINETUNE = Path(__file__).parents[1] / "examples" / "finetune_sa1b.py"
 # The encoder stays as it is: clicks are the decoder's business, and it is cheap to train.
-TRAINING = """--freeze vision_encoder.* --total_batch 4 --batch_size 4 --masks_per_image 4 --smallest_mask 0.002 --rounds 4
-    --box_chance 0.3 --flip 0.5 --smallest_crop 0.6 --hold_out 10 --learning_rate 3e-4 --warmup 20 --schedule cosine
-    --weight_decay 0.05 --save_every 100 --eval_every 1000000 --eval_pictures 1 --report_to none"""
+TRAINING = """--freeze vision_encoder.* --total_batch 4 --batch_size 4 --masks_per_image 4 --smallest_mask 0.002
+    --rounds 4 --box_chance 0.3 --flip 0.5 --smallest_crop 0.6 --hold_out 10 --learning_rate 3e-4 --warmup 20
+    --schedule cosine --weight_decay 0.05 --save_every 100 --eval_every 1000000 --eval_pictures 1
+    --log_every 20 --report_to none"""
 
 
 def without_background_clicks(folder: Path) -> Path:
@@ -35,7 +36,7 @@ def without_background_clicks(folder: Path) -> Path:
         fields["prompt_encoder_config"]["negative_points"] = False
         stripped = EfficientSamModel(EfficientSamConfig(**fields))
         left = stripped.load_state_dict(model.float().state_dict(), strict=False)
-        assert left.unexpected_keys == ["prompt_encoder.background"] and not left.missing_keys
+        assert (left.unexpected_keys, left.missing_keys) == (["prompt_encoder.background"], [])
         stripped.save_pretrained(folder)
         processor.extended(stripped.config).save_pretrained(folder)
     return folder

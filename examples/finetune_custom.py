@@ -49,7 +49,7 @@ class Arguments:
     masks_per_image: int = field(default=8, metadata={"help": "masks drawn from a picture"})
     batch_size: int = field(default=4, metadata={"help": "pictures a step"})
     max_steps: int = field(default=200, metadata={"help": "steps, if nothing stops it before"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "at its peak"})
+    learning_rate: float = field(default=2e-4, metadata={"help": "at its peak"})
     warmup: int = field(default=10, metadata={"help": "steps of linear climb"})
     eval_every: int = field(default=10, metadata={"help": "steps between two measurements"})
     patience: int = field(default=4, metadata={"help": "measurements without a better one to stop after"})
@@ -76,7 +76,8 @@ def main(args: Arguments) -> None:
         freeze(model, ["vision_encoder.*"])
     elif args.train == "lora":
         add_lora(model)
-    task = InteractiveSegmentation(model, PromptRecipe(rounds=args.rounds))
+    # All predicted IoUs are trained: of three masks the user sees the one that has the highest.
+    task = InteractiveSegmentation(model, PromptRecipe(rounds=args.rounds, every_iou=True))
     optimizer = torch.optim.AdamW(parameter_groups(task, weight_decay=0.01), lr=args.learning_rate)
     task, optimizer, loader = accelerator.prepare(task, optimizer, batches(args, pictures, processor))
     parameters = sum(part.numel() for part in model.parameters() if part.requires_grad)

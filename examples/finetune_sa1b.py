@@ -77,7 +77,7 @@ class Arguments:
     recipe: str = field(default="paper", metadata={"help": f"what an object is asked: {', '.join(RECIPES)}"})
     rounds: int | None = field(default=None, metadata={"help": "prompts an object gets, in place of the recipe's"})
     box_chance: float | None = field(default=None, metadata={"help": "how often the first prompt is a box, likewise"})
-    every_iou: bool | None = field(default=None, metadata={"help": "train predicted IoU of all masks, likewise"})
+    every_iou: bool = field(default=False, metadata={"help": "train the predicted IoU of all masks of a prompt"})
     smallest_crop: float = field(default=1.0, metadata={"help": "random crops down to this share of each side"})
     smallest_scale: float = field(default=1.0, metadata={"help": "pictures are shrunk down to this share"})
     flip: float = field(default=0.0, metadata={"help": "chance of a mirror image"})
@@ -142,8 +142,9 @@ class Arguments:
 
     def prompt_recipe(self) -> PromptRecipe:
         """The recipe with what is given in place of its own."""
-        given = {name: getattr(self, name) for name in ("rounds", "box_chance", "every_iou")}
-        return replace(RECIPES[self.recipe], **{name: value for name, value in given.items() if value is not None})
+        recipe, given = RECIPES[self.recipe], {"rounds": self.rounds, "box_chance": self.box_chance}
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(recipe, every_iou=recipe.every_iou or self.every_iou, **given)
 
     def augmentation(self) -> Augmentation:
         """Changes of the pictures; the paper has none."""
@@ -289,7 +290,7 @@ def measure(
     best: BestScore,
     step: int,
 ) -> None:
-    """Mean IoU on held-out pictures by box and clicks, some of them drawn, and the best model kept; one process works."""
+    """Mean IoU on held-out pictures by box and clicks, some of them drawn, the best model kept; one process works."""
     scores = [{}]
     if accelerator.is_main_process:
         scores = [score_held_out(model, processor, pictures, masks=args.masks_per_image)]

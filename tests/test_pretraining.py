@@ -132,7 +132,9 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_state(inputs, r
         return loss(*args) * (float("nan") if count[0] > 10 else 1)
 
     monkeypatch.setattr(modeling_efficientsam_sami, "reconstruction_loss", spoilt)
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 3: the states saved before are good"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss is nan at step 3: .*step_1; go on there, without step_2, with"
+    ):
         run(*options(inputs, tmp_path, "--max_steps", "5", "--save_every", "1", "--report_to", "none"))
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_1", "step_2"]
     monkeypatch.setattr(modeling_efficientsam_sami, "reconstruction_loss", loss)

@@ -46,9 +46,18 @@ def test_a_loss_that_is_no_number_names_the_last_good_state(bad, checkpoints):
     with pytest.raises(FloatingPointError, match=r"loss is -?(nan|inf) at step 7: no good state was saved before"):
         meter.read(7)
     checkpoints.save(3), checkpoints.save(5)
-    meter.losses = []
+    # Nothing has yet been computed with the weights after step 5: they may be what is wrong.
+    meter = LossMeter(checkpoints.accelerator, checkpoints)
     meter.add(losses(bad)), meter.add(losses(1.0))
-    with pytest.raises(FloatingPointError, match=r"at step 7: the last good state is .*step_5; go on there"):
+    with pytest.raises(FloatingPointError, match=r"at step 7: .* is .*step_3; go on there, without step_5, with a"):
+        meter.read(7)
+    meter = LossMeter(checkpoints.accelerator, checkpoints)
+    meter.add(losses(1.0))
+    meter.read(6)
+    meter.add(losses(bad))
+    with pytest.raises(
+        FloatingPointError, match=r"at step 7: the last good state is .*step_5; go on there with a lower"
+    ):
         meter.read(7)
 
 

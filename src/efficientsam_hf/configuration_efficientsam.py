@@ -99,8 +99,8 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
 
     Args:
         max_prompt_points: Slots of a prompt; a point takes one, a box two, the rest hold the trained "no point" token.
-        padded_prompt_points: Slots that shorter prompts are filled up to; None is `max_prompt_points`. It is smaller in
-            weights that learnt longer prompts later, so that the shorter ones are still answered as before.
+        padded_prompt_points: Slots that shorter prompts are filled up to; None is `max_prompt_points`. It is smaller
+            in weights that learnt longer prompts later, so that the shorter ones are still answered as before.
         negative_points: Whether background clicks (label 0) were trained. Without it a label 0 has no embedding.
         mask_prompts: Whether earlier mask logits were trained as a prompt.
         mask_input_channels: Width of the convolutions that read a mask prompt.

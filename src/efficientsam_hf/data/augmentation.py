@@ -60,7 +60,7 @@ def draw_crop(length: int, smallest: float, generator: np.random.Generator, larg
 def put_on_ground(
     image: np.ndarray, masks: np.ndarray, share: float, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (H, W, 3) and its masks (K, H, W) somewhere on a ground of its mean colour, filling `share` of it."""
+    """A picture (H, W, 3) and its masks (K, H, W) on a ground of its mean colour, with `share` of its sides."""
     borders = []
     for side in image.shape[:2]:
         free = max(side, round(side / share)) - side

@@ -24,6 +24,8 @@ class LossMeter:
         self.accelerator = accelerator
         self.checkpoints = checkpoints
         self.most = most or {}
+        # A loss speaks of the weights before its step: the newest state is not yet known to be good.
+        self.good_until = max([step for step, _ in checkpoints.found()], default=0) - 1
         self.losses: list[dict[str, Tensor]] = []
 
     def add(self, losses: dict[str, Tensor]) -> None:
@@ -42,13 +44,18 @@ class LossMeter:
         for name, mean in means.items():
             if not mean <= self.most.get(name, float("inf")) or math.isinf(mean):
                 raise FloatingPointError(f"{name} is {mean:.4g} at step {step}: {self.way_back()}")
+        self.good_until = step - 1
         return means
 
     def way_back(self) -> str:
         """Where a run that went wrong can go on."""
-        if found := self.checkpoints.found():
-            return f"the last good state is {found[-1][1]}; go on there with a lower learning rate"
-        return "no good state was saved before; begin anew with a lower learning rate or a longer warmup"
+        found = self.checkpoints.found()
+        good = [path for step, path in found if step <= self.good_until]
+        newer = ", ".join(path.name for step, path in found if step > self.good_until)
+        if not good:
+            return "no good state was saved before; begin anew with a lower learning rate or a longer warmup"
+        without = f", without {newer}," if newer else ""
+        return f"the last good state is {good[-1]}; go on there{without} with a lower learning rate"
 
 
 class BestScore:
