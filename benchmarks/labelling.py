@@ -2,8 +2,8 @@
 
     python benchmarks/labelling.py FOLDER --photos 12 --rounds 3
 
-Both sides begin with the pictures' files. The one side keeps its masks in memory, the other writes them in each format,
-with notes and all; the sides take turns.
+Both sides begin with files. The one keeps its masks in memory, the other writes them in each format, with notes and
+all; the sides take turns.
 """
 
 import argparse

@@ -5,23 +5,28 @@ import io
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, make_model, tiny_config
 from PIL import Image
+from typer.testing import CliRunner
 
-from efficientsam_hf import EfficientSamProcessor, load_checkpoint
+from efficientsam_cli import app
+from efficientsam_hf import EfficientSamProcessor, load_checkpoint, save_for_hub
 from efficientsam_hf.masks_efficientsam import decode_rle
 
-pytest.importorskip("gradio", reason="the demo needs gradio: the extra [demo]")
-from efficientsam_cli.demo_page import PHOTOS, Limits, build_page, serve
+gradio = pytest.importorskip("gradio", reason="the demo needs gradio: the extra [demo]")
+demo_page = pytest.importorskip("efficientsam_cli.demo_page", reason="the demo needs gradio: the extra [demo]")
+PHOTOS, Limits, build_page, serve = demo_page.PHOTOS, demo_page.Limits, demo_page.build_page, demo_page.serve
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -142,6 +147,42 @@ def test_clicks_before_a_photo_are_answered(address):
     assert message["output"]["error"] == "there is no photo yet: upload one, or take an example"
 
 
+def test_the_command_serves_until_it_is_stopped(tmp_path, monkeypatch):
+    model = make_model(tiny_config())
+    save_for_hub(model, EfficientSamProcessor.from_model_config(model.config), tmp_path / "tiny")
+
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("efficientsam_cli.demo.time", SimpleNamespace(sleep=stop))
+    result = CliRunner().invoke(app, ["demo", "--model", str(tmp_path / "tiny"), "--no-open", "--device", "cpu"])
+    found = re.search(r"serving at http://(127\.0\.0\.1:\d+)/", result.output)
+    assert found, result.output
+    config = json.loads(ask(found[1], "GET", "/config")[1])
+    assert "Model: `tiny`" in json.dumps(config)
+    gradio.close_all()
+    result = CliRunner().invoke(app, ["demo", "--model", str(tmp_path / "nowhere"), "--no-open"])
+    assert result.exit_code == 2
+    assert "nowhere" in result.output
+
+
+def test_the_space_is_ready(tmp_path, monkeypatch):
+    model = make_model(tiny_config())
+    save_for_hub(model, EfficientSamProcessor.from_model_config(model.config), tmp_path / "tiny")
+    served = []
+    monkeypatch.setenv("EFFICIENTSAM_MODEL", str(tmp_path / "tiny"))
+    monkeypatch.setattr(demo_page, "serve", lambda *args, **kwargs: served.append((args, kwargs)))
+    runpy.run_path(str(REPOSITORY / "examples" / "gradio_app.py"), run_name="__main__")
+    (((page, limits), options),) = served
+    _, url, _ = serve(page, limits, prevent_thread_lock=True, **options)
+    assert ask(url.removeprefix("http://").rstrip("/"), "GET", "/config")[0] == 200
+    page.close()
+    header = (REPOSITORY / "examples" / "space" / "README.md").read_text().split("---\n")[1]
+    pinned = re.search(r"^gradio==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), flags=re.MULTILINE)
+    assert f"sdk_version: {pinned[1]}\n" in header
+    assert "app_file: app.py\n" in header
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # With eyes
 
@@ -241,7 +282,6 @@ def visit(browser, url: str, folder: Path) -> dict[str, float]:
     click = {"button": "right"}
     times["background click"] = visitor.change(lambda: visitor.page.mouse.click(*visitor.at(0.9, 0.9), **click))
     assert visitor.page.locator("#candidates label").count() == 3
-    visitor.screenshot("clicks", folder)
     times["another candidate"] = visitor.change(visitor.page.locator("#candidates label").nth(1).click)
     visitor.change(visitor.page.locator("#undo").click)
     visitor.change(visitor.page.locator("#clear").click)

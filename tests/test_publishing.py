@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from conftest import make_model, tiny_config
+from conftest import REPOSITORY, make_model, tiny_config
 from huggingface_hub import ModelCard, constants, snapshot_download
 from safetensors.torch import load_file
 from test_hub import listing
@@ -319,3 +319,14 @@ def test_the_code_of_the_card_runs(folder, tmp_path, photo, monkeypatch):
     exec(first.replace("[[250, 150]]", "[[20, 15]]"), {})
     exec(second.replace(str(folder), str(tmp_path / "model")), {})
     assert CARD.count("```python") == 2
+
+
+def test_the_commands_of_the_page_run(stand_in, folder, tmp_path):
+    page = (REPOSITORY / "docs" / "hub.md").read_text()
+    (tmp_path / "scores.json").write_text(re.search(r"```json\n(.*?)```", page, flags=re.DOTALL)[1])
+    commands = re.findall(r"^\$ efficientsam push runs/cups/model (.*)$", page, flags=re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        result = push(folder, *command.split(), "--metrics", tmp_path / "scores.json")
+        assert result.exit_code == 0, result.output
+    assert "GrabCut" in stand_in.repositories["someone/efficientsam-cups"].files["README.md"].decode()
