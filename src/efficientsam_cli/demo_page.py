@@ -7,6 +7,7 @@ lie in gradio's own folder of temporary files. Gradio serves nothing else, and t
 import base64
 import io
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Page:
         self.model = model
         self.processor = processor
         self.limits = limits
+        self.room = tempfile.TemporaryDirectory(prefix="efficientsam-demo-")
 
     def open(self, path: str | None, opacity: float) -> tuple:
         """A photo that a visitor sent, or an example."""
@@ -144,9 +146,16 @@ class Page:
         def save(session: PhotoSession | None) -> str:
             if session is None:
                 raise ValueError("there is no photo yet: upload one, or take an example")
-            return str(session.save(kind, tempfile.mkdtemp(dir=gr.utils.get_upload_folder())))
+            self.tidy()
+            return str(session.save(kind, tempfile.mkdtemp(dir=self.room.name)))
 
         return save
+
+    def tidy(self) -> None:
+        """Drop the downloads of visitors who have long had them; gradio does so with its own copies."""
+        for folder in Path(self.room.name).iterdir():
+            if time.time() - folder.stat().st_mtime > FORGET_AFTER:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def said_to_the_visitor(job: Callable) -> Callable:
