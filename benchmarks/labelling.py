@@ -63,9 +63,7 @@ def main() -> None:
                 alone = seconds(lambda: [segment_everything(model, processor, path) for path in paths])
                 times[format].append((alone, seconds(lambda f=format, n=number: label(f, n))))
     print(f"{len(paths)} pictures, {args.threads} threads, torch {torch.__version__}, medians of {args.rounds} rounds")
-    print(
-        "| format | segment_everything s | label s | overhead by the clock | of the processors |\n|---|---|---|---|---|"
-    )
+    print("| format | segment_everything s | label s | overhead by clock | of processors |\n|---|---|---|---|---|")
     for format, rounds in times.items():
         medians = [statistics.median(pair[side][0] for pair in rounds) for side in (0, 1)]
         shares = [statistics.median(after[kind] / before[kind] - 1 for before, after in rounds) for kind in (0, 1)]

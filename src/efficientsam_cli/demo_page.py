@@ -210,8 +210,8 @@ def picture_parts() -> dict[str, Any]:
         apply_default_css=False,
     )
     status = gr.Markdown("", elem_id="status")
-    candidates = gr.Radio([], label="Candidates, with the IoU that the model predicts", visible=False)
-    candidates.elem_id = "candidates"
+    label = "Candidates, with the IoU that the model predicts"
+    candidates = gr.Radio([], label=label, visible=False, elem_id="candidates")
     with gr.Row(elem_id="below"):
         opacity = gr.Slider(0, 1, 0.45, step=0.05, label="Opacity", scale=3, min_width=240, elem_id="opacity")
         names = {"mask": "⤓ Mask", "coco": "⤓ COCO JSON", "cutout": "⤓ Cut-out"}
