@@ -7,6 +7,7 @@ lie in gradio's own folder of temporary files. Gradio serves nothing else, and t
 import base64
 import io
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Page:
         self.model = model
         self.processor = processor
         self.limits = limits
+        self.room = tempfile.TemporaryDirectory(prefix="efficientsam-demo-")
 
     def open(self, path: str | None, opacity: float) -> tuple:
         """A photo that a visitor sent, or an example."""
@@ -144,9 +146,16 @@ class Page:
         def save(session: PhotoSession | None) -> str:
             if session is None:
                 raise ValueError("there is no photo yet: upload one, or take an example")
-            return str(session.save(kind, tempfile.mkdtemp(dir=gr.utils.get_upload_folder())))
+            self.tidy()
+            return str(session.save(kind, tempfile.mkdtemp(dir=self.room.name)))
 
         return save
+
+    def tidy(self) -> None:
+        """Drop the downloads of visitors who have long had them; gradio does so with its own copies."""
+        for folder in Path(self.room.name).iterdir():
+            if time.time() - folder.stat().st_mtime > FORGET_AFTER:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def said_to_the_visitor(job: Callable) -> Callable:
@@ -201,8 +210,8 @@ def picture_parts() -> dict[str, Any]:
         apply_default_css=False,
     )
     status = gr.Markdown("", elem_id="status")
-    candidates = gr.Radio([], label="Candidates, with the IoU that the model predicts", visible=False)
-    candidates.elem_id = "candidates"
+    label = "Candidates, with the IoU that the model predicts"
+    candidates = gr.Radio([], label=label, visible=False, elem_id="candidates")
     with gr.Row(elem_id="below"):
         opacity = gr.Slider(0, 1, 0.45, step=0.05, label="Opacity", scale=3, min_width=240, elem_id="opacity")
         names = {"mask": "⤓ Mask", "coco": "⤓ COCO JSON", "cutout": "⤓ Cut-out"}
