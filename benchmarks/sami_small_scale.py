@@ -6,9 +6,9 @@
 
 `none` starts from noise, `mae` from guessing pixels, `sami` from guessing the teacher's features, for as many steps.
 Each is then fine-tuned by examples/finetune_sa1b.py with the same options and seed. Reported for each start, with the
-range over the seeds: mean IoU by the protocols box and centroid (one click, in the middle of the mask), and, before fine-tuning,
-how often the nearest neighbour by the mean of the encoder's last patches comes from the same of the `--labelled`
-folders, each of which is a class. What is finished is not done again.
+range over the seeds: mean IoU by the protocols box and centroid (one click, in the middle of the mask), and, before
+fine-tuning, how often the nearest neighbour by the mean of the encoder's last patches comes from the same of the
+`--labelled` folders, each of which is a class. What is finished is not done again.
 """
 
 import argparse

@@ -65,6 +65,7 @@ def test_boxes_have_ap_and_sa1bs_layout_has_none(room, checkpoint):
     result = run("boxes", "--images", "pairs", "--model", checkpoint, "--device", "cpu", "--output", "out/sa.json")
     assert result.exit_code == 0, result.output
     assert "ap" not in told("out/sa.json")["results"][0]
+    assert told("out/sa.json")["results"][0]["task"] == "boxes"
     assert told("out/sa.json")["results"][0]["protocols"][0]["masks"] == 8
 
 
@@ -98,7 +99,7 @@ def test_several_models_in_one_table(room, checkpoint):
         (["boxes", *COCO, "--refine"], "never learnt mask prompts"),
         (["boxes", *COCO, "--output", "images"], "images is a folder, wanted a file"),
         (["boxes", *COCO, "--model", "other"], "holds a model of type 'vit', wanted efficientsam, sam"),
-        (["boxes", *COCO, "--model", "a.onnx,b.onnx"], "wanted ENCODER.onnx,DECODER.onnx, nothing at a.onnx"),
+        (["boxes", *COCO, "--model", "a.onnx,b.onnx"], "wanted ENCODER.onnx,DECODER.onnx, nothing at 'a.onnx'"),
         (["detections", *COCO, "--detections", "none.json"], "nothing at none.json"),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",

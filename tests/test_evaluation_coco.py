@@ -212,6 +212,22 @@ def test_missing_pictures_are_counted_or_stop_everything(coco):
         campaign(coco)
 
 
+def test_a_broken_picture_is_counted_or_stops_everything(coco):
+    (coco[0] / "images" / "1.png").write_bytes((coco[0] / "images" / "1.png").read_bytes()[:80])
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    assert asked.results[0]["skipped"]["a picture that cannot be read"]["count"] == 1
+    assert asked.results[0]["protocols"][0]["masks"] == 6
+    assert asked.results[0]["ap"]["AP"] == 1.0
+    with pytest.raises(ValueError, match=r"1\.png in .* is no readable picture"):
+        score_interactive(
+            campaign(coco, strict=True), Oracle(coco[2]), MODEL, [find_protocol("box")], Settings(seed=1)
+        )
+    other = campaign(coco)
+    score_detections(other, Oracle(coco[2]), MODEL, write_detections(coco))
+    assert other.results[0]["ap"]["AP"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

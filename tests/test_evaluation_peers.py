@@ -25,7 +25,7 @@ from efficientsam_hf.evaluation.protocols import find_protocol
 
 VISION = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "output_channels": 16, "image_size": 64,
-    "patch_size": 16, "mlp_dim": 32, "window_size": 2, "global_attn_indexes": [1],
+    "patch_size": 16, "mlp_dim": 32, "window_size": 2, "global_attn_indexes": [1], "num_pos_feats": 8,
 }  # fmt: skip
 PROMPT = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
 DECODER = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
@@ -123,7 +123,6 @@ def onnx_pair(folder, decoder_input="batched_point_coords"):
     ]
     weights = [
         helper.make_tensor("lead", TensorProto.INT64, [3], [1, 1, 3]),
-        helper.make_tensor("first", TensorProto.INT64, [1], [0]),
         helper.make_tensor("scores", TensorProto.FLOAT, [1, 1, 3], [0.2, 0.9, 0.1]),
         helper.make_tensor("shift", TensorProto.FLOAT, [1, 1, 3, 1, 1], [-1e6, 0.0, 0.0]),
         helper.make_tensor("shape", TensorProto.INT64, [5], [1, 1, 1, 1, 1]),
@@ -156,7 +155,7 @@ def test_an_onnx_pair_is_asked_one_by_one(tmp_path):
     assert (answer.best_logits() == 5).all()  # the labels of a box's corners, 2 and 3
     clicks = Prompts(points=np.zeros((1, 2, 2), np.float32), labels=np.array([[1, 1]]))
     assert (predictor.decode(embedded, clicks).best_logits() == 2).all()
-    assert predictor.parameters == 3 + 1 + 3 + 3 + 5
+    assert predictor.parameters == 3 + 3 + 3 + 5
     assert not predictor.background_clicks
 
 

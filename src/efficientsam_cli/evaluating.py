@@ -197,7 +197,8 @@ def load_all(sources: list[str] | None, device: str | None) -> Any:
     place = device or str(torch.accelerator.current_accelerator() or "cpu")
     if place == "cuda":
         place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    for source in sources or [None]:
+    wanted: list[str | None] = [*sources] if sources else [None]
+    for source in wanted:
         predictor = load_predictor(source, place)
         yield predictor, describe_model(predictor, source or "bundled", place.split(":")[0])
 

@@ -57,11 +57,9 @@ def load_onnx(source: str, device: str) -> Any:
     """A pair of files."""
     from efficientsam_hf.evaluation.onnx_pair import OnnxPairPredictor
 
-    files = source.split(",")
-    missing = [path for path in files if not Path(path).is_file()]
-    if missing or len(files) != 2:
-        raise ValueError(
-            "wanted ENCODER.onnx,DECODER.onnx, " + (f"nothing at {missing[0]}" if missing else f"got {source}")
-        )
+    encoder, _, decoder = source.partition(",")
+    missing = [path for path in (encoder, decoder) if not Path(path).is_file()]
+    if missing:
+        raise ValueError(f"wanted ENCODER.onnx,DECODER.onnx, nothing at {missing[0]!r}")
     first = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
-    return OnnxPairPredictor(*files, providers=tuple(dict.fromkeys((first, "CPUExecutionProvider"))))
+    return OnnxPairPredictor(encoder, decoder, tuple(dict.fromkeys((first, "CPUExecutionProvider"))))

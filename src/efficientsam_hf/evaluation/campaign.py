@@ -74,7 +74,8 @@ class Campaign:
 
     def truth_of(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """What is true of the pictures, in COCO's format."""
-        return true_dataset(self.pictures, [tuple(record["size"]) for record in records], self.categories)
+        sizes = [record["size"] and tuple(record["size"]) for record in records]
+        return true_dataset(self.pictures, sizes, self.categories)
 
     def add(self, task: str, model: dict[str, Any], records: list[dict[str, Any]], **found: Any) -> None:
         """Keep a model's results, and what they are results of."""
@@ -101,7 +102,8 @@ def score_interactive(
 ) -> list[dict[str, Any]]:
     """A model by several protocols; by true boxes also with AP, where objects have categories. -> its records."""
     asked = [(protocol.name, protocol.prompts) for protocol in protocols]
-    boxed = any(protocol.first is None for protocol in protocols) and bool(campaign.categories)
+    boxes = any(protocol.first is None for protocol in protocols)
+    boxed = boxes and bool(campaign.categories)
     settings = replace(settings, keep=settings.keep or boxed)
     records = campaign.ask(
         model,
@@ -118,7 +120,7 @@ def score_interactive(
         del result["skipped"]  # stands beside them, with the pictures that were not even read
     if boxed and campaign.share.rank == 0 and settings.masks is None:
         found |= box_precision(campaign, records, settings.boundary)
-    campaign.add("boxes" if boxed else "points", model, records, **found)
+    campaign.add("boxes" if boxes else "points", model, records, **found)
     return records
 
 
@@ -161,7 +163,9 @@ def score_detections(
     boxes = read_detections(detections, campaign.pictures, campaign.categories, campaign.skips)
     records = campaign.ask(
         model,
-        lambda number: segment_detections(predictor, campaign.pictures[number], boxes[number], refine),
+        lambda number: segment_detections(
+            predictor, campaign.pictures[number], boxes[number], refine, Skips(campaign.strict)
+        ),
         task="detections",
         boxes=boxes,
         refine=refine,
@@ -180,7 +184,10 @@ def score_proposals(
 ) -> None:
     """Segment everything by what it finds, categories apart."""
     records = campaign.ask(
-        model, lambda number: propose(find, campaign.pictures[number]), task="everything", settings=settings
+        model,
+        lambda number: propose(find, campaign.pictures[number], Skips(campaign.strict)),
+        task="everything",
+        settings=settings,
     )
     masks = sum(len(record["masks"]) for record in records)
     found: dict[str, Any] = {"settings": settings, "masks_a_picture": round(masks / len(records), 2)}

@@ -41,8 +41,8 @@ def centroid(region: np.ndarray) -> Click:
     if region[y, x]:
         return x, y
     room = np.minimum.reduce([free_way(np.rot90(region, turn), turn) for turn in range(4)])
-    y, x = np.unravel_index(np.where(region, room, -1).argmax(), region.shape)
-    return int(x), int(y)
+    y, x = divmod(int(np.where(region, room, -1).argmax()), region.shape[1])
+    return x, y
 
 
 def free_way(turned: np.ndarray, turn: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.sa1b import LabelledPicture
 from ..masks_efficientsam import encode_rle
-from .ground_truth import TruePicture, picture_hash, sound_annotations
+from .ground_truth import TruePicture, picture_hash, read_or_note, sound_annotations
 from .metrics import LARGE, SMALL
 from .predictor import Predictor, Prompts, ask
 from .skips import Skips
@@ -26,17 +26,20 @@ FREQUENCIES = ("APr", "APc", "APf")
 
 
 def true_dataset(
-    pictures: Sequence[LabelledPicture], sizes: Sequence[tuple[int, int]], categories: Sequence[dict] = ()
+    pictures: Sequence[LabelledPicture], sizes: Sequence[tuple[int, int] | None], categories: Sequence[dict] = ()
 ) -> dict[str, Any]:
     """What is true of these pictures, in COCO's format, without the annotations that an evaluation leaves out.
 
     Args:
         pictures: Of any source; numbered by their places.
-        sizes: (H, W) of each.
+        sizes: (H, W) of each; None leaves the picture out.
         categories: COCO's or LVIS's; without them all objects are of one.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
+        if size is None:
+            continue
         entry = picture.entry if isinstance(picture, TruePicture) else {}
         images.append({**entry, "id": number, "height": size[0], "width": size[1]})
         for record, rle in sound_annotations(picture, size, Skips()):
@@ -159,20 +162,23 @@ def read_detections(
         raise ValueError(f"{path} is no list of image_id, category_id, bbox and score: found {error!r}") from error
     if not found:
         skips.add("an empty results file", str(path))
-    places = {picture.entry["id"]: place for place, picture in enumerate(pictures) if isinstance(picture, TruePicture)}
+    entries = {
+        picture.entry["id"]: (place, picture.entry)
+        for place, picture in enumerate(pictures)
+        if isinstance(picture, TruePicture)
+    }
     known = {category["id"] for category in categories}
     boxes: list[list[dict[str, Any]]] = [[] for _ in pictures]
     for number, item in enumerate(found):
         name = f"{path}, result {number}"
-        if item["image_id"] not in places:
+        if item["image_id"] not in entries:
             skips.add("a result for a picture that is not evaluated", f"{name}, image_id {item['image_id']}")
         elif item["category_id"] not in known:
             skips.add("a result of an unknown category", f"{name}, category_id {item['category_id']}")
         else:
-            place = places[item["image_id"]]
-            entry = pictures[place].entry
+            place, entry = entries[item["image_id"]]
             if is_box(item["bbox"], (entry["height"], entry["width"]), name, skips):
-                boxes[place].append({"number": number, **item})
+                boxes[place].append(item)
     return boxes
 
 
@@ -200,19 +206,20 @@ def segment_detections(
     picture: LabelledPicture,
     detections: Sequence[dict[str, Any]],
     refine: bool = False,
+    skips: Skips | None = None,
     watch: Stopwatch | None = None,
 ) -> dict[str, Any]:
     """The masks of a detector's boxes on one picture, all of them asked for in one call.
 
     Returns:
-        `picture`, `sha256`, `size` (H, W), `seconds`, and `masks`: `category_id`, `score` (the detector's),
+        `picture`, `sha256`, `size` (H, W), `skipped`, `seconds`, and `masks`: `category_id`, `score` (the detector's),
         `segmentation`.
     """
-    watch = watch or Stopwatch()
+    skips, watch = skips or Skips(), watch or Stopwatch()
     with watch("read"):
-        photo, digest = picture.read_image(), picture_hash(picture)
+        photo, digest = read_or_note(picture, skips), picture_hash(picture)
     rows = []
-    if detections:
+    if photo and detections:
         with watch("encode"):
             embedded = predictor.embed(photo)
         corners = np.array([item["bbox"] for item in detections], dtype=np.float32)
@@ -227,7 +234,8 @@ def segment_detections(
     return {
         "picture": picture.name,
         "sha256": digest,
-        "size": [photo.height, photo.width],
+        "size": photo and [photo.height, photo.width],
+        "skipped": skips.record(),
         "seconds": dict(watch.seconds),
         "masks": rows,
     }

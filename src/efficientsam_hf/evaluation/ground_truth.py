@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..data.coco import file_names, find_blob, run_lengths
 from ..data.sa1b import LARGEST_PICTURE, LabelledPicture, find_blobs
@@ -218,6 +219,16 @@ def dataset_hash(pictures: Iterable[LabelledPicture]) -> str:
     return digest.hexdigest()
 
 
+def read_or_note(picture: LabelledPicture, skips: Skips) -> Image.Image | None:
+    """The picture in RGB; None, and a note, if it cannot be read."""
+    try:
+        return picture.read_image()
+    except ValueError as error:
+        fault = str(error)
+    skips.add("a picture that cannot be read", fault)
+    return None
+
+
 def picture_hash(picture: LabelledPicture) -> str:
     """SHA-256 of the picture's bytes."""
     return hashlib.sha256(picture.image.read()).hexdigest()
@@ -241,6 +252,7 @@ __all__ = [
     "find_true_pictures",
     "picture_hash",
     "read_dataset",
+    "read_or_note",
     "sound_annotations",
     "true_objects",
 ]

@@ -15,7 +15,7 @@ from ..masks_efficientsam import encode_rle
 from ..modeling_efficientsam import EfficientSamModel
 from ..processing_efficientsam import EfficientSamProcessor
 from .clicks import errors
-from .ground_truth import TrueObject, picture_hash, true_objects
+from .ground_truth import TrueObject, picture_hash, read_or_note, true_objects
 from .metrics import boundary_iou, iou
 from .predictor import Answer, EfficientSamPredictor, Predictor, Prompts, ask
 from .protocols import Protocol, find_protocol
@@ -89,7 +89,9 @@ class Walk:
 
     def record(self, keep: bool) -> dict[str, Any]:
         """The way so far as JSON."""
-        kept = {"answer": encode_rle(self.answer), "trust": round(self.trust, 6)} if keep else {}
+        kept: dict[str, Any] = {}
+        if keep and self.answer is not None:
+            kept = {"answer": encode_rle(self.answer), "trust": round(self.trust, 6)}
         return {"points": self.points, "labels": self.labels, **self.scores, **kept}
 
     def is_done(self, protocol: Protocol) -> bool:
@@ -97,7 +99,7 @@ class Walk:
         scores = self.scores.get("iou", [])
         if len(scores) < max(protocol.prompts):
             return False
-        return not protocol.wanted or scores[-1] >= max(protocol.wanted)
+        return not protocol.wanted or max(scores) >= max(protocol.wanted)
 
 
 def evaluate_interactive(
@@ -124,7 +126,7 @@ def evaluate_interactive(
         As `summarize` says: `result["at"]["1"]["miou"]` is the mean IoU over masks after one click.
 
     Raises:
-        ValueError: for an unknown protocol, or pictures that cannot be read.
+        ValueError: for an unknown protocol.
     """
     asked, settings = find_protocol(protocol, prompts), Settings(seed=seed, **options)
     training = model.training
@@ -148,22 +150,23 @@ def evaluate_picture(
     """One picture by several protocols, encoded once.
 
     Returns:
-        `picture` (its name), `sha256` (of its bytes), `size` (H, W), `skipped`, `seconds` by kind of work, and
-        `masks`: for each its `id`, `area`, and under each protocol's name `points`, `labels`, and the lists `iou`,
-        `oracle`, `boundary`, an entry a prompt; with `settings.keep` also `answer` and `trust`.
+        `picture` (its name), `sha256` (of its bytes), `size` (H, W, or None if it cannot be read), `skipped`,
+        `seconds` by kind of work, and `masks`: for each its `id`, `area`, and under each protocol's name `points`,
+        `labels`, and the lists `iou`, `oracle`, `boundary`, an entry a prompt; with `settings.keep` also `answer`
+        and `trust`.
 
     Raises:
-        ValueError: if the picture cannot be read; in strict mode for a mask that cannot.
+        ValueError: in strict mode, for a picture or a mask that cannot be read.
     """
     skips, watch = skips or Skips(), watch or Stopwatch()
     with watch("read"):
-        photo = picture.read_image()
-        objects = true_objects(picture, (photo.height, photo.width), skips, settings.crowds)
+        photo = read_or_note(picture, skips)
+        objects = true_objects(picture, (photo.height, photo.width), skips, settings.crowds) if photo else []
         if settings.masks:
             objects = objects[:: -(-len(objects) // settings.masks) or 1]
         digest = picture_hash(picture)
     rows: list[dict[str, Any]] = [{"id": item.id, "area": item.area} for item in objects]
-    if objects:
+    if photo and objects:
         with watch("encode"):
             embedded = predictor.embed(photo)
         for protocol in protocols:
@@ -173,7 +176,7 @@ def evaluate_picture(
     return {
         "picture": picture.name,
         "sha256": digest,
-        "size": [photo.height, photo.width],
+        "size": photo and [photo.height, photo.width],
         "skipped": skips.record(),
         "seconds": dict(watch.seconds),
         "masks": rows,

@@ -39,8 +39,8 @@ class Prompts:
         return len(next(part for part in (self.points, self.boxes, self.masks) if part is not None))
 
     def __getitem__(self, rows: slice) -> "Prompts":
-        parts = (self.points, self.labels, self.boxes, self.masks)
-        return Prompts(*(None if part is None else part[rows] for part in parts))
+        parts: dict[str, Any] = vars(self)
+        return Prompts(**{name: None if part is None else part[rows] for name, part in parts.items()})
 
 
 @dataclass(frozen=True)

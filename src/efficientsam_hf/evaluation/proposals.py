@@ -7,7 +7,8 @@ from PIL import Image
 
 from ..data.sa1b import LabelledPicture
 from .coco_ap import match
-from .ground_truth import picture_hash
+from .ground_truth import picture_hash, read_or_note
+from .skips import Skips
 from .stopwatch import Stopwatch
 
 MOST = (10, 100, 1000)
@@ -22,23 +23,27 @@ SAM_LVIS: dict[str, Any] = {
 
 
 def propose(
-    find: Callable[[Image.Image], list[dict[str, Any]]], picture: LabelledPicture, watch: Stopwatch | None = None
+    find: Callable[[Image.Image], list[dict[str, Any]]],
+    picture: LabelledPicture,
+    skips: Skips | None = None,
+    watch: Stopwatch | None = None,
 ) -> dict[str, Any]:
     """The best 1000 masks of a picture, in the order of the mean of predicted IoU and stability (as SAM's, D.3).
 
     Args:
         find: Photo -> records as `segment_everything` gives them.
         picture: Of any source.
+        skips: Takes note of a picture that cannot be read.
         watch: Takes the time.
 
     Returns:
         As `coco_ap.segment_detections`, all of one category.
     """
-    watch = watch or Stopwatch()
+    skips, watch = skips or Skips(), watch or Stopwatch()
     with watch("read"):
-        photo, digest = picture.read_image(), picture_hash(picture)
+        photo, digest = read_or_note(picture, skips), picture_hash(picture)
     with watch("everything"):
-        records = find(photo)
+        records = find(photo) if photo else []
     rows = [
         {
             "category_id": 1,
@@ -50,7 +55,8 @@ def propose(
     return {
         "picture": picture.name,
         "sha256": digest,
-        "size": [photo.height, photo.width],
+        "size": photo and [photo.height, photo.width],
+        "skipped": skips.record(),
         "seconds": dict(watch.seconds),
         "masks": sorted(rows, key=lambda row: -row["score"])[: max(MOST)],
     }

@@ -29,7 +29,10 @@ class BoundaryIou(evaluate.Metric):
             features=datasets.Features({"predictions": mask, "references": mask}),
         )
 
-    def _compute(self, predictions: Any, references: Any, share: float = BOUNDARY_SHARE) -> dict[str, float]:
+    def _compute(
+        self, predictions: Any, references: Any, share: float = BOUNDARY_SHARE, **of_others: Any
+    ) -> dict[str, float]:
+        # `evaluate.combine` hands every module the arguments of all: `of_others` are theirs.
         scores = [
             boundary_iou(np.asarray(answer) > 0, np.asarray(truth) > 0, np.asarray(truth) < 0, share)
             for answer, truth in zip(predictions, references, strict=True)

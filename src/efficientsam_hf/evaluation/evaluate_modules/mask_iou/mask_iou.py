@@ -28,7 +28,8 @@ class MaskIou(evaluate.Metric):
             features=datasets.Features({"predictions": mask, "references": mask}),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Any, references: Any, **of_others: Any) -> dict[str, float]:
+        # `evaluate.combine` hands every module the arguments of all: `of_others` are theirs.
         scores = [
             iou(np.asarray(answer) > 0, np.asarray(truth) > 0, np.asarray(truth) < 0)
             for answer, truth in zip(predictions, references, strict=True)

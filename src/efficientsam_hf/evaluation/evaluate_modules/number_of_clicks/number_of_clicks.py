@@ -28,7 +28,8 @@ class NumberOfClicks(evaluate.Metric):
             features=datasets.Features({"ious": datasets.Sequence(datasets.Value("float64"))}),
         )
 
-    def _compute(self, ious: Any, most: int = 20) -> dict[str, float]:
+    def _compute(self, ious: Any, most: int = 20, **of_others: Any) -> dict[str, float]:
+        # `evaluate.combine` hands every module the arguments of all: `of_others` are theirs.
         found: dict[str, float] = {}
         for name, wanted in WANTED.items():
             found[f"noc_{name}"] = float(np.mean([number_of_clicks(scores, wanted, most) for scores in ious]))
