@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_efficientsam import EfficientSamVisionConfig
 from ..modeling_efficientsam_backbone import EfficientSamBackbone
@@ -35,6 +35,7 @@ def load_encoder_model(
         ValueError: if the checkpoint lacks weights that the model needs, or has them in other shapes.
         OSError: if there is no such folder or Hub id.
     """
+    check_encoder(source)
     try:
         model, report = model_class.from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **fields
@@ -54,12 +55,22 @@ def load_encoder_model(
     return model
 
 
+def check_encoder(source: str | Path) -> None:
+    """Raise ValueError if a checkpoint's config has no encoder of this package, OSError if there is none."""
+    fields = PreTrainedConfig.get_config_dict(source)[0]
+    found = fields.get(EfficientSamVisionConfig.base_config_key, fields).get("model_type")
+    if found != EfficientSamVisionConfig.model_type:
+        raise ValueError(f"{source} holds a model of type {found!r}: wanted one with an encoder of EfficientSAM")
+
+
 def backbone_config(source: str | Path, **fields: Any) -> EfficientSamVisionConfig:
     """The encoder's config out of any checkpoint of this package, for a head's `backbone_config`.
 
     Raises:
+        ValueError: if the checkpoint has no encoder of this package.
         OSError: if there is no such folder or Hub id.
     """
+    check_encoder(source)
     config = EfficientSamVisionConfig.from_pretrained(source, **fields)
     # What the checkpoint's weights were stored in says nothing about what a head trains in.
     config.dtype = None
