@@ -41,12 +41,15 @@ NOT_RUN = {
     r"torchrun ": "the tests of examples, pretraining and labelling start several processes, on tiny data",
     r"python examples/label_with_ray\.py ": "tests/test_labelling.py runs it where Ray is",
     r"efficientsam push (?!.*--dry-run)": "it uploads to the Hub",
+    r"efficientsam evaluate ": "tests/test_evaluation_cli.py runs each on tiny data, a tutorial on drawn scenes",
     r"efficientsam demo": "it serves until it is stopped",
 }
 
 # What makes a script's recipe a matter of a second: appended to its command, where the last word counts.
 SMALL = {
-    "examples/finetune_sa1b.py": "--max_steps 1 --batch_size 1 --masks_per_image 2 --warmup 0",
+    "examples/finetune_sa1b.py": "--max_steps 1 --batch_size 1 --total_batch 1 --masks_per_image 2 --workers 0 "
+    "--report_to none",
+    "examples/finetune_custom.py": "--max_steps 1 --model efficientsam-ti",
     "examples/pretrain_sami.py": "--max_steps 1 --batch_size 1 --total_batch 1 --config student.json --workers 0 "
     "--report_to none",
 }
@@ -79,8 +82,11 @@ def furniture(tmp_path_factory) -> Path:
     """A folder with the examples where the pages expect them, and small things under the names that they use."""
     folder = tmp_path_factory.mktemp("room")
     shutil.copytree(REPOSITORY / "examples", folder / "examples")
-    for name in ("sa_000000.tar", "train.tar"):
+    (folder / "sa1b").mkdir()
+    for name in ("sa_000000.tar", "sa1b/sa_000000.tar", "train.tar", "held_out.tar"):
         make_tar(folder / name, scene_files(3))
+    draw_scenes = runpy.run_path(str(REPOSITORY / "examples" / "draw_scenes.py"))
+    draw_scenes["main"](folder / "mine", count=5, seed=0)
     (folder / "PHOTOS").mkdir()
     shutil.copy(folder / "examples" / "images" / "coffee.jpg", folder / "PHOTOS")
     official = EfficientSamModel(EfficientSamConfig(vision_config={**VARIANTS["tiny"], "num_hidden_layers": 1}))
@@ -196,7 +202,8 @@ def test_cells_stand_in_notebooks():
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_local_links_lead_somewhere(page):
-    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose)
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert not missing
 
