@@ -1,123 +1,261 @@
-"""What an object is asked, by the name of a recipe, and what the answers are blamed for."""
+"""The recipes for other tasks, run as their docstrings say, learn a handful of drawn pictures by heart."""
 
-from dataclasses import replace
-from itertools import pairwise
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import make_model, tiny_config
-from test_finetuning import Listener, generator, labels  # noqa: F401 - a fixture
+from accelerate.state import AcceleratorState, GradientState
+from conftest import REPOSITORY, tiny_config
+from PIL import Image
+from safetensors.torch import load_file
+from synthetic import make_scene
+from test_examples import PLAIN, launch, steps_in
+from transformers import HfArgumentParser, pipeline
 
-from efficientsam_hf.loss_efficientsam import segmentation_loss
-from efficientsam_hf.modeling_efficientsam import EfficientSamModel, best_mask
-from efficientsam_hf.training.finetuning import InteractiveSegmentation
-from efficientsam_hf.training.recipes import RECIPES, PromptRecipe
+from efficientsam_hf import EfficientSamModel
+from efficientsam_hf.masks_efficientsam import encode_rle, masks_to_boxes
 
-
-def able_model(single_mask_token: bool = False, **prompts) -> EfficientSamModel:
-    """A model with background clicks, mask prompts and slots for every recipe."""
-    config = tiny_config(**{"negative_points": True, "mask_prompts": True, "max_prompt_points": 10, **prompts})
-    config.mask_decoder_config.single_mask_token = single_mask_token
-    return make_model(config)
-
-
-def test_the_recipes_are_those_of_their_papers():
-    paper, sam, sam2 = (RECIPES[name] for name in ("paper", "sam", "sam2"))
-    assert len(paper.order()) == 5
-    assert (len(sam.order(generator())), sum(sam.order(generator()))) == (11, 9)
-    assert (len(sam2.order()), sum(sam2.order())) == (8, 8)
-    assert {recipe.box_chance for recipe in RECIPES.values()} == {0.5}
-    assert (sam.every_iou, sam2.every_iou, sam2.iou_error) == (False, True, "absolute")
-
-
-def test_one_round_without_news_comes_last_and_one_anywhere():
-    orders = {tuple(RECIPES["sam"].order(generator(seed))) for seed in range(60)}
-    assert all(order[0] and not order[-1] for order in orders)
-    assert {order.index(False) for order in orders} == set(range(1, 10))
+EXAMPLES = REPOSITORY / "examples"
+COLORS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
+SMALL_HEAD = {
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "num_attention_heads": 2,
+    "encoder_feedforward_dim": 32,
+    "dim_feedforward": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_queries": 6,
+    "train_num_points": 256,
+}
 
 
-def test_the_papers_recipe_fits_the_released_weights(model, pixels, labels):  # noqa: F811
-    task = InteractiveSegmentation(model, RECIPES["paper"])
-    heard = Listener(task)
-    task(pixels, labels, generator())
-    assert len(heard.asked) == 5
-    assert not any("input_masks" in asked for asked in heard.asked)
-    assert not (torch.cat([asked["input_labels"].flatten() for asked in heard.asked]) == 0).any()
+@pytest.fixture(scope="module")
+def room(tmp_path_factory) -> Path:
+    """A tiny checkpoint, a small head, and the same pictures in the layout of each task."""
+    folder = tmp_path_factory.mktemp("room")
+    torch.manual_seed(0)
+    EfficientSamModel(tiny_config()).save_pretrained(folder / "model")
+    (folder / "head.json").write_text(json.dumps(SMALL_HEAD))
+    write_classes(folder / "classes")
+    write_instances(folder / "coco")
+    write_semantic(folder / "ade")
+    return folder
 
 
-@pytest.mark.parametrize("name", ["sam", "sam2"])
-def test_a_recipe_that_the_weights_cannot_follow_is_refused(name, model):
-    with pytest.raises(ValueError, match=r"a box takes two of 6 slots; got .*extend_prompts gives a model more"):
-        InteractiveSegmentation(model, RECIPES[name])
-    with pytest.raises(ValueError, match="2 rounds show the last mask alone: wanted a model with mask_prompts"):
-        InteractiveSegmentation(able_model(mask_prompts=False), RECIPES["sam"])
+def write_classes(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name, color in COLORS.items():
+        for number in range(2):
+            pixels = np.clip(np.array(color) + generator.integers(-20, 20, (64, 72, 3)), 0, 255)
+            for split in ("train", "validation"):
+                path = folder / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
-def test_the_last_answer_is_shown_and_rounds_without_news_repeat_the_clicks(pixels, labels):  # noqa: F811
-    task = InteractiveSegmentation(able_model(), RECIPES["sam"])
-    heard = Listener(task)
-    task(pixels, labels, generator(3))
-    assert len(heard.asked) == 11
-    assert "input_masks" not in heard.asked[0]
-    clicks = [asked["input_points"].shape[2] for asked in heard.asked]
-    assert [later - earlier for earlier, later in pairwise(clicks)].count(0) == 2
-    assert clicks[-1] == clicks[-2]
-    for before, asked in zip(heard.answered, heard.asked[1:], strict=False):
-        wanted = best_mask(before.pred_masks, before.iou_scores)[0][:, :, 0]
-        assert torch.equal(asked["input_masks"], wanted)
-        assert not asked["input_masks"].requires_grad
+def write_instances(folder: Path) -> None:
+    """Two pictures with a box (category 3) and a disc (category 7) each."""
+    images, annotations = [], []
+    (folder / "pictures").mkdir(parents=True)
+    for number in range(2):
+        image, masks = make_scene(number, 64, 64)
+        Image.fromarray(image).save(folder / "pictures" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 64, "width": 64})
+        for category, mask in zip((3, 7), masks[:2], strict=True):
+            x0, y0, x1, y1 = masks_to_boxes(mask).tolist()
+            record = {"id": len(annotations) + 1, "image_id": number, "category_id": category, "iscrowd": 0}
+            record |= {"segmentation": encode_rle(mask), "area": int(mask.sum()), "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            annotations.append(record)
+    categories = [{"id": 3, "name": "box"}, {"id": 7, "name": "disc"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(content))
 
 
-def test_the_mask_prompt_of_the_released_weights_is_none(pixels, labels):  # noqa: F811
-    task = InteractiveSegmentation(able_model(mask_prompts=False), RECIPES["sam2"])
-    heard = Listener(task)
-    task(pixels, labels, generator())
-    assert len(heard.asked) == 8
-    assert not any("input_masks" in asked for asked in heard.asked)
+def write_semantic(folder: Path) -> None:
+    """The same pictures: 1 is the box, 2 the disc, 3 what is around, and the uppermost rows are of no class."""
+    (folder / "names.txt").parent.mkdir(parents=True)
+    (folder / "names.txt").write_text("box\ndisc\nground\n")
+    for split in ("training", "validation"):
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(2):
+            image, masks = make_scene(number, 64, 64)
+            classes = np.full((64, 64), 3, dtype=np.uint8)
+            classes[masks[0]], classes[masks[1]], classes[:3] = 1, 2, 0
+            Image.fromarray(image).save(folder / "images" / split / f"{number}.png")
+            Image.fromarray(classes).save(folder / "annotations" / split / f"{number}.png")
 
 
-@pytest.mark.parametrize(("alone", "masks"), [(True, [3, 1, 1]), (False, [4, 4, 4])])
-def test_token_0_answers_alone_or_beside_the_three(alone, masks, pixels, labels):  # noqa: F811
-    task = InteractiveSegmentation(able_model(single_mask_token=True), PromptRecipe(rounds=3, single_mask_alone=alone))
-    heard = Listener(task)
-    losses = task(pixels, labels, generator())
-    assert [answer.pred_masks.shape[2] for answer in heard.answered] == masks
-    losses["loss"].backward()
-    # Its network, and its own output of the IoU head.
-    assert task.model.mask_decoder.hypernetworks[0].layers[0].weight.grad.any()
-    assert task.model.mask_decoder.iou_head.layers[-1].bias.grad[0] != 0
-    if not alone:
-        parts = [
-            segmentation_loss(answer.pred_masks[:, :, part], answer.iou_scores[:, :, part], labels)["loss"]
-            for answer in heard.answered
-            for part in (slice(0, 1), slice(1, None))
-        ]
-        torch.testing.assert_close(losses["loss"], torch.stack(parts).mean())
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """`python examples/NAME.py ...` without the start of another Python; gives what it prints."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
+
+    def run_here(name: str, *arguments: str) -> str:
+        path = str(EXAMPLES / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        try:
+            runpy.run_path(path, run_name="__main__")
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        return capsys.readouterr().out
+
+    yield run_here
+    torch.set_num_threads(threads)
 
 
-def test_token_0_is_left_alone_unless_the_config_trains_it(pixels, labels):  # noqa: F811
-    task = InteractiveSegmentation(able_model(), RECIPES["sam2"])
-    task(pixels, labels, generator())["loss"].backward()
-    assert task.model.mask_decoder.hypernetworks[0].layers[0].weight.grad is None
+def classes_options(room: Path, output: Path, *more: str) -> list[str]:
+    given = ["--model", str(room / "model"), "--dataset", str(room / "classes"), "--output_dir", str(output)]
+    given += ["--image_size", "64", "--total_batch", "6", "--batch_size", "3", "--report_to", "none"]
+    return [*given, "--log_every", "1", *more]
 
 
-def test_all_predicted_ious_are_blamed_where_wanted(pixels, labels):  # noqa: F811
-    bias = {}
-    for every in (True, False):
-        task = InteractiveSegmentation(make_model(tiny_config()), PromptRecipe(every_iou=every))
-        task(pixels[:1], labels[:1, :1], generator())["iou"].backward()
-        bias[every] = (task.model.mask_decoder.iou_head.layers[-1].bias.grad[1:] != 0).tolist()
-    assert bias[True] == [True] * 3
-    assert sum(bias[False]) == 1
+def coco_options(room: Path, output: Path, *more: str) -> list[str]:
+    given = ["--model", str(room / "model"), "--output_dir", str(output), "--report_to", "none"]
+    for prefix in ("", "test_"):
+        given += [f"--{prefix}annotations", str(room / "coco" / "instances.json")]
+        given += [f"--{prefix}pictures", str(room / "coco" / "pictures")]
+    given += ["--head_config", str(room / "head.json"), "--image_size", "64", "--total_batch", "2"]
+    return [*given, "--batch_size", "2", "--smallest_scale", "1", "--largest_scale", "1", "--flip", "0", *more]
 
 
-def test_the_error_of_the_iou_is_squared_or_not(pixels, labels):  # noqa: F811
-    squared, absolute = (
-        InteractiveSegmentation(make_model(tiny_config()), PromptRecipe(iou_error=error))(
-            pixels[:1], labels[:1, :1], generator()
-        )["iou"]
-        for error in ("squared", "absolute")
-    )
-    torch.testing.assert_close(squared, absolute**2)
-    with pytest.raises(ValueError, match="iou_error must be squared or absolute, got 'l1'"):
-        InteractiveSegmentation(make_model(tiny_config()), replace(PromptRecipe(), iou_error="l1"))(pixels, labels)
+def semantic_options(room: Path, output: Path, *more: str) -> list[str]:
+    given = ["--model", str(room / "model"), "--output_dir", str(output), "--report_to", "none"]
+    given += ["--dataset", str(room / "ade"), "--names", str(room / "ade" / "names.txt"), "--head"]
+    given += [str(room / "head.json"), "--image_size", "64", "--total_batch", "2", "--batch_size", "2"]
+    return [*given, "--smallest_scale", "1", "--largest_scale", "1", "--flip", "0", "--color", "0", *more]
+
+
+def figure(printed: str, name: str) -> float:
+    return float(re.findall(rf"evaluation .*\b{name} (\S+?)(?:,|\n)", printed)[-1])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# By heart
+
+
+def test_classification_learns_a_batch_by_heart(room, run, tmp_path):
+    plain = ["--mixup", "0", "--changes", "0", "--smallest_area", "1", "--label_smoothing", "0", "--drop_path", "0"]
+    printed = run("finetune_classification", *classes_options(room, tmp_path, *plain, "--max_steps", "20"))
+    assert figure(printed, "accuracy") == 1.0
+    found = pipeline("image-classification", model=str(tmp_path / "model"))
+    for name in COLORS:
+        assert found(str(room / "classes" / "train" / name / "0.png"))[0]["label"] == name
+
+
+@pytest.mark.slow
+def test_detection_learns_two_pictures_by_heart(room, run, tmp_path):
+    more = ["--max_steps", "110", "--learning_rate", "3e-3", "--max_grad_norm", "1", "--drop_path", "0"]
+    given = coco_options(room, tmp_path, "--head", "mask2former", "--weight_decay", "0.01", *more)
+    printed = run("finetune_detection", *given)
+    assert figure(printed, "AP") > 0.9
+    found = pipeline("image-segmentation", model=str(tmp_path / "model"))
+    names = {row["label"] for row in found(str(room / "coco" / "pictures" / "0.png"), subtask="instance")}
+    assert names == {"box", "disc"}
+
+
+@pytest.mark.slow
+def test_semantic_segmentation_learns_two_pictures_by_heart(room, run, tmp_path):
+    more = ["--max_steps", "80", "--learning_rate", "3e-3", "--max_grad_norm", "1", "--drop_path", "0"]
+    given = semantic_options(room, tmp_path, "--encoder_share", "1", *more)
+    printed = run("finetune_semantic_segmentation", *given)
+    assert figure(printed, "mean_iou") > 0.9
+    assert figure(printed, "overall_accuracy") > 0.95
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Stopping, going on, several processes, half precision
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(room, run, tmp_path):
+    more = ["--max_steps", "3", "--ema", "0.5", "--pooling", "class_token"]
+    whole = run("finetune_classification", *classes_options(room, tmp_path / "whole", *more))
+    run("finetune_classification", *classes_options(room, tmp_path / "parts", *more, "--stop_at", "1"))
+    first = load_file(tmp_path / "parts" / "model" / "model.safetensors")
+    resumed = run("finetune_classification", *classes_options(room, tmp_path / "parts", *more))
+    assert "1 of 3 steps done" in resumed
+    assert steps_in(resumed) == steps_in(whole)[1:] != []
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], first[name]) for name in one)
+
+
+def test_moving_averages_are_what_is_saved(room, run, tmp_path):
+    more = ["--max_steps", "2", "--drop_path", "0"]
+    for decay in ("0", "0.9999999"):
+        run("finetune_classification", *classes_options(room, tmp_path / decay, *more, "--ema", decay))
+    plain, averaged = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("0", "0.9999999"))
+    start = load_file(room / "model" / "model.safetensors")
+    name = "vision_encoder.layers.0.mlp.layers.0.weight"
+    # The first average is the first update's weights, and hardly moves from there.
+    assert 0 < (averaged[name] - start[name]).abs().max() < (plain[name] - start[name]).abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["finetune_detection", "finetune_semantic_segmentation"])
+def test_segmentation_in_half_precision_goes_on_bit_for_bit(name, room, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    options = semantic_options if "semantic" in name else coco_options
+    head = [] if "semantic" in name else ["--head", "mask2former"]
+    more = [*head, "--max_steps", "2", "--log_every", "1", "--gradient_checkpointing"]
+    whole = run(name, *options(room, tmp_path / "whole", *more))
+    run(name, *options(room, tmp_path / "parts", *more, "--stop_at", "1"))
+    resumed = run(name, *options(room, tmp_path / "parts", *more))
+    assert steps_in(resumed) == steps_in(whole)[1:] != []
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_pictures(room, tmp_path):
+    given = coco_options(room, tmp_path, "--head", "mask2former", "--batch_size", "1", "--max_steps", "2")
+    printed = launch("torchrun", "--nproc-per-node", "2", str(EXAMPLES / "finetune_detection.py"), *given)
+    assert printed.count("2 process(es), 0 of 2 steps done") == 1
+    assert printed.count("evaluation after 2: AP ") == 1
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is not possible is said
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("finetune_classification", ["--dataset", "x"], "either --model or --variant, got neither"),
+        ("finetune_classification", ["--dataset", "x", "--variant", "huge"], "tiny, small, base, got 'huge'"),
+        ("finetune_detection", ["--model", "x", "--head", "yolo", "--dataset", "x"], "mask2former, got 'yolo'"),
+        ("finetune_detection", ["--model", "x", "--annotations", "x"], "or --dataset and --names"),
+        ("finetune_detection", ["--model", "x", "--dataset", "x"], "or --dataset and --names"),
+    ],
+)
+def test_contradictions_are_named(name, given, words):
+    arguments = runpy.run_path(str(EXAMPLES / f"{name}.py"))["Arguments"]
+    with pytest.raises(ValueError, match=words):
+        HfArgumentParser(arguments).parse_args_into_dataclasses(["--output_dir", "x", *given])
+
+
+def test_a_class_that_training_did_not_have_is_named(room, run, tmp_path):
+    other = tmp_path / "classes"
+    for split, name in (("train", "red"), ("validation", "violet")):
+        (other / split / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(other / split / name / "1.png")
+    given = classes_options(room, tmp_path / "run", "--max_steps", "1")
+    given[given.index("--dataset") + 1] = str(other)
+    with pytest.raises(ValueError, match="has a class 'violet': wanted one of the 1 known ones"):
+        run("finetune_classification", *given)
+
+
+def test_without_torchvision_another_head_is_offered(room, run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.models.detection", None)
+    with pytest.raises(ImportError, match="wants a torchvision that fits torch .*Mask2Former wants none"):
+        run("finetune_detection", *coco_options(room, tmp_path, "--max_steps", "1"), "--head_config", "")

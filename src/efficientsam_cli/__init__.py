@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from . import evaluating, pretraining, segmenting, weights
+from . import demo, evaluating, exporting, labelling, pretraining, probing, publishing, segmenting, weights
 
 app = typer.Typer(
     help="Segment anything, made light: EfficientSAM.",
@@ -43,8 +43,13 @@ def one_line_errors(command: Callable) -> Callable:
 COMMANDS: list[Callable[..., None]] = [
     segmenting.predict,
     segmenting.everything,
+    labelling.label,
+    demo.demo,
     weights.convert,
+    exporting.export,
+    publishing.push,
     pretraining.cache_features,
+    probing.probe,
 ]
 for command in COMMANDS:
     app.command()(one_line_errors(command))

@@ -208,7 +208,7 @@ class EfficientSamLayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of (B, C, h, w)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return super().forward(hidden_states.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class EfficientSamPositionalEmbedding(nn.Module):
@@ -358,12 +358,22 @@ def join_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     return hidden_states.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
 
+def drop_path(branch: Tensor, rate: float) -> Tensor:
+    """Stochastic depth (Huang et al., 2016): the branch of each picture (B, ...) is left out with this chance.
+
+    What is kept is enlarged, so that the expectation stays.
+    """
+    kept = torch.rand(branch.shape[:1] + (1,) * (branch.ndim - 1), device=branch.device) >= rate
+    return branch * (kept / (1 - rate)).to(branch.dtype)
+
+
 class EfficientSamVisionLayer(GradientCheckpointingLayer):
     """A pre-norm transformer block over the whole grid, or inside windows: (B, h, w, C) -> (B, h, w, C)."""
 
-    def __init__(self, config: EfficientSamVisionConfig, window_size: int):
+    def __init__(self, config: EfficientSamVisionConfig, window_size: int, drop_path_rate: float = 0.0):
         super().__init__()
         self.window_size = window_size
+        self.drop_path_rate = drop_path_rate
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = EfficientSamAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -372,8 +382,12 @@ class EfficientSamVisionLayer(GradientCheckpointingLayer):
         )
 
     def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
-        hidden_states = hidden_states + self.attend(self.layer_norm1(hidden_states), **kwargs)
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+        hidden_states = hidden_states + self.skip(self.attend(self.layer_norm1(hidden_states), **kwargs))
+        return hidden_states + self.skip(self.mlp(self.layer_norm2(hidden_states)))
+
+    def skip(self, branch: Tensor) -> Tensor:
+        """The branch, or in training nothing by chance."""
+        return drop_path(branch, self.drop_path_rate) if self.training and self.drop_path_rate else branch
 
     def attend(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Self-attention over all patches, or inside each window."""
@@ -384,6 +398,19 @@ class EfficientSamVisionLayer(GradientCheckpointingLayer):
             return join_windows(tokens, self.window_size, height, width)
         tokens = hidden_states.flatten(1, 2)
         return self.attention(tokens, **kwargs)[0].unflatten(1, (height, width))
+
+
+def vision_layers(config: EfficientSamVisionConfig) -> nn.ModuleList:
+    """The blocks of the encoder, each with its windows and its chance of being skipped."""
+    deepest = max(config.num_hidden_layers - 1, 1)
+    return nn.ModuleList(
+        EfficientSamVisionLayer(
+            config,
+            window_size=0 if index in config.global_attention_layers else config.window_size,
+            drop_path_rate=config.drop_path_rate * index / deepest,
+        )
+        for index in range(config.num_hidden_layers)
+    )
 
 
 class EfficientSamVisionNeck(nn.Module):
@@ -410,10 +437,7 @@ class EfficientSamVisionEncoder(EfficientSamPreTrainedModel):
     def __init__(self, config: EfficientSamVisionConfig):
         super().__init__(config)
         self.embeddings = EfficientSamVisionEmbeddings(config)
-        self.layers = nn.ModuleList(
-            EfficientSamVisionLayer(config, 0 if index in config.global_attention_layers else config.window_size)
-            for index in range(config.num_hidden_layers)
-        )
+        self.layers = vision_layers(config)
         self.neck = EfficientSamVisionNeck(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -754,7 +778,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         if isinstance(last_stands_for, Tensor):
             repeats = F.pad(last_stands_for.log().to(tokens.dtype), (output_tokens.shape[2], 0))
         else:
-            repeats = F.pad(tokens.new_tensor([math.log(last_stands_for)]), (tokens.shape[2] - 1, 0))
+            # A scalar tensor, because an exported graph learns only from its inputs how many slots are free.
+            count = torch.scalar_tensor(last_stands_for, device=tokens.device)
+            repeats = F.pad(count.log().to(tokens.dtype)[None], (tokens.shape[2] - 1, 0))
         return self.transformer(tokens, image, image_positions, repeats)
 
     def bytes_per_prompt(self, cells: int) -> int:

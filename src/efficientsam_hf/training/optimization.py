@@ -87,6 +87,11 @@ def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: flo
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def decay_polynomial(step: int, *, peak: float, total: int, power: float = 0.9) -> float:
+    """From `peak` down to 0 at `total`, nearly straight (the paper's ADE20K recipe, with the usual power)."""
+    return peak * (1 - min(step / total, 1.0)) ** power
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Give all parameter groups this rate, or their share of it."""
     for group in optimizer.param_groups:
