@@ -73,7 +73,7 @@ class ClassColumn(Sequence):
         known = getattr(rows.features[label], "names", None)
         if names is None and known is None:
             raise ValueError(f"column {label!r} has no names of classes: wanted a ClassLabel")
-        self.names: list[str] = list(names or known)
+        self.names: list[str] = list(known or []) if names is None else list(names)
         self.rows, self.image = rows, image
         self.labels = [int(number) for number in rows[label]]
         wrong = next((number for number in self.labels if not 0 <= number < len(self.names)), None)
