@@ -1,16 +1,19 @@
 """The pretraining step's inputs, and what one looks at while it runs."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_efficientsam import EfficientSamSamiConfig
-from ..modeling_efficientsam_sami import join_patches
+from ..modeling_efficientsam_sami import EfficientSamForPreTraining, join_patches
 from .teachers import Teacher
 
 
@@ -87,6 +90,19 @@ def principal_colours(targets: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def log_picture(trackers: Sequence[GeneralTracker], name: str, picture: np.ndarray, step: int) -> None:
+    """Give a picture (H, W, 3), uint8, to every tracker that takes pictures; to be called by the main process."""
+    for tracker in trackers:
+        if tracker.name == "trackio":
+            import trackio
+
+            tracker.log({name: trackio.Image(picture)}, step=step)
+        elif hasattr(tracker, "log_images"):
+            # Accelerate leaves it to tensorboard to say where the channels are.
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: picture[None]}, step=step, **layout)
+
+
 class LossMeter:
     """The mean loss since it was last read, over all batches and processes; not a number is an error.
 
@@ -115,6 +131,22 @@ class LossMeter:
                 f"the loss is {mean} at step {step}: the states saved before are good, go on there"
             )
         return mean
+
+
+def training_flops(config: EfficientSamSamiConfig) -> int:
+    """Floating-point operations of a training step without its teacher, a picture, for model FLOP utilisation.
+
+    Three times the matrix products and convolutions of the forward pass, as is usual: going back takes twice as many.
+    What is done again to save memory does not count.
+    """
+    side, cells = config.vision_config.pretrain_image_size, config.vision_config.position_grid_size
+    with torch.device("meta"):
+        model = EfficientSamForPreTraining(config)
+        # As plain products: PyTorch's counter knows attention on a CPU in no other form.
+        model.set_attn_implementation("eager")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, side, side), noise=torch.empty(1, cells**2))
+    return 3 * counter.get_total_flops()
 
 
 def steps_of(epochs: float, pictures: int, total_batch: int) -> int:
