@@ -37,7 +37,7 @@ from efficientsam_hf import (
 from efficientsam_hf.data.crops import RandomResizedCrop, SampleMaker
 from efficientsam_hf.data.images import CorruptPictures, Picture, StreamedImages, UnlabelledImages, find_pictures
 from efficientsam_hf.training.checkpoints import Checkpoints
-from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels, cutting_as_cached
+from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels, cutting_as_cached, read_index
 from efficientsam_hf.training.optimization import parameter_groups, set_learning_rate, warmup_cosine
 from efficientsam_hf.training.sami import (
     LossMeter,
@@ -130,6 +130,13 @@ def build_config(args: Arguments) -> EfficientSamSamiConfig:
     return EfficientSamSamiConfig(**{**fields, "decoder_config": decoder, **given})
 
 
+def teacher_dtype(args: Arguments, accelerator: Accelerator) -> torch.dtype:
+    """That of its features in the cache, or half for a student that learns in half."""
+    if args.cache:
+        return getattr(torch, read_index(args.cache)["teacher"]["dtype"])
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+
+
 def build_teacher(args: Arguments, config: EfficientSamSamiConfig, accelerator: Accelerator) -> Teacher | None:
     """The teacher, on the device; its channels go into the config."""
     if args.cache:
@@ -137,9 +144,9 @@ def build_teacher(args: Arguments, config: EfficientSamSamiConfig, accelerator: 
     if args.teacher is None:
         return None
     size = args.teacher_size or config.vision_config.pretrain_image_size
-    colours = {"mean": args.teacher_mean, "std": args.teacher_std}
+    given = {"mean": args.teacher_mean, "std": args.teacher_std, "dtype": teacher_dtype(args, accelerator)}
     with accelerator.main_process_first():
-        teacher = load_teacher(args.teacher, size, not args.before_neck, args.teacher_output, **colours)
+        teacher = load_teacher(args.teacher, size, not args.before_neck, args.teacher_output, **given)
     config.target_channels = teacher(torch.zeros(1, 3, size, size)).shape[1]
     return teacher.to(accelerator.device)
 

@@ -164,6 +164,11 @@ def test_from_the_command_to_the_training(folder, run, tmp_path):
     given = [text for text in options(inputs, tmp_path / "other", *more[:4]) if text != inputs["teacher"]]
     given.remove("--teacher")
     assert losses_in(run(*given, "--cache", str(tmp_path / "c"), "--seed", "5")) != losses_in(cached)
+    half = CliRunner().invoke(app, [*command[:5], str(tmp_path / "half"), *command[6:], "--dtype", "bfloat16"])
+    assert half.exit_code == 0, half.output
+    assert losses_in(run(*options(inputs, tmp_path / "h", *more, "--cache", str(tmp_path / "half")))) == pytest.approx(
+        losses_in(online), rel=0.05
+    )
     changed = small_sam()
     changed.vision_encoder.pos_embed.data += 1
     changed.save_pretrained(tmp_path / "changed")

@@ -152,9 +152,9 @@ def write_index(folder: Path, wanted: dict[str, Any]) -> None:
     index = folder / "index.json"
     if not index.is_file():
         # Processes that begin together all write it, each a file of its own.
-        own = folder / f"index_{os.getpid()}.json"
-        with written_together([own]) as (part,):
-            part.write_text(json.dumps(wanted, indent=1) + "\n")
+        own = folder / f".index.{os.getpid()}.part.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        own.write_text(json.dumps(wanted, indent=1) + "\n")
         own.replace(index)
     check_index(folder, wanted)
 
