@@ -39,8 +39,8 @@ from efficientsam_hf.evaluation.classification import top_accuracy
 from efficientsam_hf.training.classification import classification_inputs
 from efficientsam_hf.training.encoders import load_encoder_model
 from efficientsam_hf.training.optimization import encoder_shares, parameter_groups, warmup_cosine
+from efficientsam_hf.training.progress import steps_of
 from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
-from efficientsam_hf.training.sami import steps_of
 
 
 @dataclass(kw_only=True)

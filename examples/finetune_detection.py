@@ -41,8 +41,8 @@ from efficientsam_hf.training.encoders import backbone_config, find_backbone, wi
 from efficientsam_hf.training.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs, save_mask_rcnn
 from efficientsam_hf.training.mask_sets import build_mask2former, encoder_rate, mask2former_inputs
 from efficientsam_hf.training.optimization import parameter_groups, warmup_cosine
+from efficientsam_hf.training.progress import steps_of
 from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
-from efficientsam_hf.training.sami import steps_of
 
 
 @dataclass(kw_only=True)

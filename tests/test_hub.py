@@ -316,6 +316,12 @@ class FakeApi:
         self.calls = [("token", token)]
         FakeApi.last = self
 
+    def whoami(self):
+        return {"name": "someone"}
+
+    def repo_exists(self, repo_id, repo_type=None):
+        return False
+
     def create_repo(self, repo_id, **kwargs):
         self.calls.append(("create_repo", repo_id, kwargs))
         return SimpleNamespace(repo_id=f"someone/{repo_id}")

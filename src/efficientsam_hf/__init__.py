@@ -15,6 +15,7 @@ from transformers import (
 # Not from the top: there transformers 5.17 has a stand-in for it that asks for torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from .compilation import compile_model
 from .configuration_efficientsam import (
     MAE_BASELINE,
     VARIANTS,
@@ -25,15 +26,18 @@ from .configuration_efficientsam import (
     EfficientSamSamiDecoderConfig,
     EfficientSamVisionConfig,
 )
+from .exported.model import ExportedEfficientSam
 from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
 from .image_processing_efficientsam import EfficientSamImageProcessor
+from .interchange import to_supervision
 from .mask_generation import segment_everything
 from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
 from .modeling_efficientsam_backbone import EfficientSamBackbone, EfficientSamForImageClassification
 from .modeling_efficientsam_sami import EfficientSamForPreTraining
 from .prediction import Segmentation, read_photo, segment
+from .prediction_stream import SegmentationStream
 from .processing_efficientsam import EfficientSamProcessor
-from .visualization import draw_everything, draw_segmentation
+from .visualization import draw_everything, draw_records, draw_segmentation
 
 try:
     __version__ = version("efficientsam-hf")
@@ -98,10 +102,14 @@ __all__ = [
     "EfficientSamSamiDecoderConfig",
     "EfficientSamVisionConfig",
     "EfficientSamVisionModel",
+    "ExportedEfficientSam",
     "Segmentation",
+    "SegmentationStream",
     "__version__",
+    "compile_model",
     "default_checkpoint",
     "draw_everything",
+    "draw_records",
     "draw_segmentation",
     "load_checkpoint",
     "push_to_hub",
@@ -109,4 +117,5 @@ __all__ = [
     "save_for_hub",
     "segment",
     "segment_everything",
+    "to_supervision",
 ]

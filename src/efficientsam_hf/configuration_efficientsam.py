@@ -99,6 +99,8 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
 
     Args:
         max_prompt_points: Slots of a prompt; a point takes one, a box two, the rest hold the trained "no point" token.
+        padded_prompt_points: Slots that shorter prompts are filled up to; None is `max_prompt_points`. It is smaller
+            in weights that learnt longer prompts later, so that the shorter ones are still answered as before.
         negative_points: Whether background clicks (label 0) were trained. Without it a label 0 has no embedding.
         mask_prompts: Whether earlier mask logits were trained as a prompt.
         mask_input_channels: Width of the convolutions that read a mask prompt.
@@ -111,6 +113,7 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
 
     hidden_size: int = 256
     max_prompt_points: int = 6
+    padded_prompt_points: int | None = None
     negative_points: bool = False
     mask_prompts: bool = False
     mask_input_channels: int = 16
@@ -118,6 +121,19 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if not 1 <= self.filled_slots <= self.max_prompt_points:
+            raise ValueError(
+                f"padded_prompt_points must be 1 to max_prompt_points = {self.max_prompt_points}, "
+                f"got {self.padded_prompt_points}"
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def filled_slots(self) -> int:
+        """Slots that the model sees of a prompt that fills fewer."""
+        return self.max_prompt_points if self.padded_prompt_points is None else self.padded_prompt_points
 
 
 @strict
@@ -293,7 +309,7 @@ class EfficientSamSamiConfig(PreTrainedConfig):
         return self.vision_config.num_channels * self.vision_config.patch_size**2
 
 
-# The fields that make MAE of SAMI (He et al., 2022): what the paper compares itself with.
+#: The fields that make MAE of SAMI (He et al., 2022): what the paper compares itself with.
 MAE_BASELINE = {
     "target": "pixels",
     "normalize_targets": True,
@@ -301,7 +317,7 @@ MAE_BASELINE = {
     "decoder_config": {"attention": "self"},
 }
 
-# The encoder's fields that tell one published size from another (Xiong et al., section 4.1); Ti and S were released.
+#: The encoder's fields that tell one published size from another (Xiong et al., section 4.1); Ti and S were released.
 VARIANTS = {
     "tiny": {"hidden_size": 192, "num_attention_heads": 3},
     "small": {"hidden_size": 384, "num_attention_heads": 6},

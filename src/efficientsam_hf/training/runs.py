@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .checkpoints import Checkpoints
-from .sami import LossMeter, batches_per_step
+from .progress import LossMeter, batches_per_step
 from .updates import Inputs, weight_updates
 
 
@@ -115,9 +115,9 @@ def train(
         accelerator, model, optimizer, loader, inputs=inputs, rate=rate, first=first, last=last,
         seed=options.seed, max_grad_norm=options.max_grad_norm,
     )  # fmt: skip
-    report = Report(accelerator, options, first)
+    report = Report(accelerator, options, first, checkpoints)
     for step, loss in tqdm(updates, total=total, initial=first, disable=not accelerator.is_main_process, unit="step"):
-        report.meter.add(loss)
+        report.meter.add({"loss": loss})
         if ema is not None:
             ema.update_parameters(accelerator.unwrap_model(model))
         if step % options.log_every == 0 or step % options.save_every == 0 or step == last:
@@ -148,16 +148,17 @@ class Report:
         accelerator: Of the run.
         options: Of the run.
         first: Weight updates done before.
+        checkpoints: Of the run.
     """
 
-    def __init__(self, accelerator: Accelerator, options: RunOptions, first: int):
+    def __init__(self, accelerator: Accelerator, options: RunOptions, first: int, checkpoints: Checkpoints):
         self.accelerator, self.batch = accelerator, options.total_batch
-        self.meter, self.step, self.start = LossMeter(accelerator), first, time.monotonic()
+        self.meter, self.step, self.start = LossMeter(accelerator, checkpoints), first, time.monotonic()
 
     def losses(self, step: int, learning_rate: float) -> None:
         """The mean loss and the pictures a second since the last time."""
         speed = (step - self.step) * self.batch / (time.monotonic() - self.start)
-        loss, self.step, self.start = self.meter.read(step), step, time.monotonic()
+        loss, self.step, self.start = self.meter.read(step)["loss"], step, time.monotonic()
         self.accelerator.log({"loss": loss, "learning_rate": learning_rate, "images_per_second": speed}, step=step)
         text = f"step {step}: loss {loss:.6f} rate {learning_rate:.3g}"
         self.accelerator.print(f"{text} ({speed:.1f} images/s)", flush=True)
