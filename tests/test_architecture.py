@@ -31,7 +31,7 @@ FLOORS = [
         "mask_settings",
         "networks",
     },
-    {"image_processing_efficientsam"},
+    {"image_processing_efficientsam", "visualization", "interchange"},
     {"processing_efficientsam", "modeling_efficientsam"},
     {
         "modeling_efficientsam_sami",
@@ -42,10 +42,10 @@ FLOORS = [
         "mask_search",
         "exported",
         "compilation",
-        "visualization",
         "data",
     },
     {"mask_generation", "hub", "export", "prediction_stream", "training", "evaluation", "labelling"},
+    {"interaction", "publishing"},
     {COMMAND},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

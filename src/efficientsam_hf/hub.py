@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_BACKBONE_MAPPING,
@@ -161,8 +162,12 @@ def push_to_hub(
 
     Returns:
         Address of the commit, or of the pull request.
+
+    Raises:
+        ValueError: before anything is uploaded, without a token, and for a repository of something else.
     """
     api = HfApi(token=token)
+    check_repository(api, repo_id)
     with tempfile.TemporaryDirectory() as room:
         folder = save_for_hub(model, processor, Path(room) / "model", card)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -176,6 +181,33 @@ def push_to_hub(
             create_pr=create_pr,
         )
     return commit.pr_url or commit.commit_url
+
+
+def check_repository(api: HfApi, repo_id: str) -> None:
+    """Refuse what would fail, or overwrite something else, before anything is made or uploaded.
+
+    Raises:
+        ValueError: without a token that the Hub knows, and for a name of a data set, a Space, or another model.
+    """
+    if repo_id.count("/") > 1 or ":" in repo_id:
+        raise ValueError(f"wanted `name` or `owner/name` of a model repository, found {repo_id!r}")
+    try:
+        owner = api.whoami()["name"]
+    except LocalTokenNotFoundError as error:
+        raise ValueError("no token of the Hub: wanted one by `hf auth login`, in HF_TOKEN, or given here") from error
+    except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            raise ValueError("the Hub does not know this token: wanted a valid one that may write") from error
+        raise
+    repo_id = repo_id if "/" in repo_id else f"{owner}/{repo_id}"
+    if not api.repo_exists(repo_id):
+        others = [kind for kind in ("dataset", "space") if api.repo_exists(repo_id, repo_type=kind)]
+        if others:
+            raise ValueError(f"{repo_id} is a {others[0]}, wanted a model repository or a name that is free")
+        return
+    found = (api.model_info(repo_id).config or {}).get("model_type", EfficientSamConfig.model_type)
+    if not found.startswith(EfficientSamConfig.model_type):
+        raise ValueError(f"{repo_id} holds a model of type {found!r}: wanted a new repository, or one of EfficientSAM")
 
 
 def auto_names(model: PreTrainedModel) -> list[str]:

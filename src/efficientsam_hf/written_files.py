@@ -47,3 +47,12 @@ def written_beside(folder: Path, overwrite: bool) -> Iterator[Path]:
         if folder.is_dir():
             folder.rename(old)
         new.rename(folder)
+
+
+@contextmanager
+def written_by_several(path: Path) -> Iterator[Path]:
+    """A file that several processes may write at one time, all the same; it becomes `path` at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as room:
+        yield Path(room) / path.name
+        (Path(room) / path.name).replace(path)

@@ -1,16 +1,15 @@
 """The pretraining step's inputs, and what one looks at while it runs."""
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_efficientsam import EfficientSamSamiConfig
-from ..modeling_efficientsam_sami import join_patches
+from ..modeling_efficientsam_sami import EfficientSamForPreTraining, join_patches
 from .teachers import Teacher
 
 
@@ -87,51 +86,17 @@ def principal_colours(targets: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-class LossMeter:
-    """The mean loss since it was last read, over all batches and processes; not a number is an error.
+def training_flops(config: EfficientSamSamiConfig) -> int:
+    """Floating-point operations of a training step without its teacher, a picture, for model FLOP utilisation.
 
-    Args:
-        accelerator: Knows the other processes.
+    Three times the matrix products and convolutions of the forward pass, as is usual: going back takes twice as many.
+    What is done again to save memory does not count.
     """
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        self.losses: list[Tensor] = []
-
-    def add(self, loss: Tensor) -> None:
-        """Note a batch's loss; nothing waits for the device here."""
-        self.losses.append(loss.detach().float())
-
-    def read(self, step: int) -> float:
-        """The mean; counting starts anew.
-
-        Raises:
-            FloatingPointError: if it is not finite, in all processes alike.
-        """
-        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        self.losses = []
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"the loss is {mean} at step {step}: the states saved before are good, go on there"
-            )
-        return mean
-
-
-def steps_of(epochs: float, pictures: int, total_batch: int) -> int:
-    """Weight updates in so many epochs, at least one unless there are no epochs."""
-    return max(math.ceil(epochs > 0), int(epochs * pictures / total_batch))
-
-
-def batches_per_step(total_batch: int, batch_size: int, processes: int) -> int:
-    """How many batches a process takes for one weight update.
-
-    Raises:
-        ValueError: if the total is no multiple of what the processes take at once.
-    """
-    at_once = batch_size * processes
-    if total_batch % at_once:
-        raise ValueError(
-            f"the total batch must be a multiple of batch_size * processes = {batch_size} * {processes}, "
-            f"got {total_batch}"
-        )
-    return total_batch // at_once
+    side, cells = config.vision_config.pretrain_image_size, config.vision_config.position_grid_size
+    with torch.device("meta"):
+        model = EfficientSamForPreTraining(config)
+        # As plain products: PyTorch's counter knows attention on a CPU in no other form.
+        model.set_attn_implementation("eager")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, side, side), noise=torch.empty(1, cells**2))
+    return 3 * counter.get_total_flops()
