@@ -14,8 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 from efficientsam_hf import EfficientSamConfig, EfficientSamModel, EfficientSamProcessor, load_checkpoint
 from efficientsam_hf.data.sources import find_labelled_pictures
 from efficientsam_hf.evaluation.interactive import evaluate_interactive
@@ -42,11 +40,11 @@ def without_background_clicks(folder: Path) -> Path:
     return folder
 
 
-def train(args: argparse.Namespace, name: str, start: Path, *options: str) -> Path:
+def train(args: argparse.Namespace, name: str, start: Path, steps: int, *options: str) -> Path:
     """Fine-tune with the recipe of this page; where it lies then."""
     folder = args.folder / name
     command = [sys.executable, str(FINETUNE), "--model", str(start), "--output_dir", str(folder)]
-    command += ["--sources", *args.sources, *TRAINING.split(), "--max_steps", str(args.steps), *options]
+    command += ["--sources", *args.sources, *TRAINING.split(), "--max_steps", str(steps), *options]
     subprocess.run(command, check=True)
     return folder / "model"
 
@@ -66,14 +64,15 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", required=True, help="folders to train on")
     parser.add_argument("--measured_on", required=True, help="folder with pictures and masks that are not trained on")
     parser.add_argument("--folder", type=Path, required=True, help="where the three runs lie")
-    parser.add_argument("--steps", type=int, default=300, help="of each of the three runs")
+    parser.add_argument("--steps", type=int, default=300, help="of the run with clicks on the object alone")
+    parser.add_argument("--further_steps", type=int, default=300, help="of each of the two runs that go on from there")
     parser.add_argument("--pictures", type=int, default=None, help="of `--measured_on`; default: all")
     args = parser.parse_args()
     stripped = without_background_clicks(args.folder / "stripped")
-    before = train(args, "object_clicks", stripped)
-    longer = train(args, "object_clicks_longer", before, "--seed", "1")
-    after = train(args, "background_clicks", before, "--seed", "1", "--negative_points", "true")
-    print(f"{args.steps} steps a run, torch {torch.__version__}, protocol sam (deepest click, best mask by its score)")
+    before = train(args, "object_clicks", stripped, args.steps)
+    longer = train(args, "object_clicks_longer", before, args.further_steps, "--seed", "1")
+    after = train(args, "background_clicks", before, args.further_steps, "--seed", "1", "--negative_points")
+    print(f"{args.steps} steps, then {args.further_steps}; protocol sam: deepest clicks, best mask by its score")
     print("| model | 1 click | 2 clicks | 3 clicks | 5 clicks | measured on |\n|---|---|---|---|---|---|")
     rows = {"bundled, embedding taken out": stripped, "before: object clicks only": before}
     rows |= {"as long again, object clicks only": longer, "after: background clicks added": after}

@@ -3,15 +3,18 @@
     python benchmarks/default_checkpoint.py grabcut berkeley
     python benchmarks/default_checkpoint.py FOLDER --model MODEL
 
-Box: protocol "box", the mask's true tight box. Click: protocol "sam", one, at the object's point farthest from its
-edge. Of three masks the one with the highest predicted IoU counts, or, "best of three", the one nearest to the truth.
-Pixels of an annotation's `ignore` mask are left out. Means over masks.
+Box: protocol "box", the mask's true tight box. Click: one, at the object's point farthest from its edge, by OpenCV's
+quick distances, with which the tables of the model card were made; protocol "sam" has exact ones, and other figures.
+Of three masks the one with the highest predicted IoU counts, or, "best of three", the one nearest to the truth. Pixels
+of an annotation's `ignore` mask are left out. Means over masks.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+import cv2
 import numpy as np
 import torch
 
@@ -25,7 +28,14 @@ from efficientsam_hf.evaluation.protocols import find_protocol
 from efficientsam_hf.evaluation.skips import Skips
 from efficientsam_hf.evaluation.summary import summarize
 
-PROTOCOLS = [find_protocol("box"), find_protocol("sam", (1,))]
+
+def quickly_deepest(mask: np.ndarray, generator: np.random.Generator) -> tuple[int, int]:
+    distances = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
+    y, x = divmod(int(distances.argmax()), mask.shape[1])
+    return x, y
+
+
+PROTOCOLS = [find_protocol("box"), replace(find_protocol("sam", (1,)), name="one click", first=quickly_deepest)]
 
 
 def filled_box(target: TrueObject) -> np.ndarray:

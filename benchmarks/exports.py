@@ -96,10 +96,12 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="write the files and stop")
     parser.add_argument("--variant", default="tiny", choices=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so many")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    began = time.perf_counter()
     model = build(args.variant)
     if args.prepare:
         prepare(model, args.folder)
@@ -112,7 +114,9 @@ def main() -> None:
     pixels = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
     answers = {name: run(pixels) for name, run in rows.items()}  # the first round warms up
     times: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(args.rounds):
+    for number in range(args.rounds):
+        if number and time.perf_counter() - began > args.seconds:
+            break
         for name, run in rows.items():
             start = time.perf_counter()
             run(pixels)

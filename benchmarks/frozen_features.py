@@ -13,6 +13,7 @@ import argparse
 import copy
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -123,17 +124,21 @@ def encoders(args: argparse.Namespace):
 def main(args: argparse.Namespace) -> None:
     items = Grouped(find_pictures([args.pictures]), read_parents(args.wordnet))
     counts = torch.bincount(torch.tensor([label for _, label in items.items]))
-    print(f"{len(items)} pictures: " + ", ".join(f"{n} {name}" for name, n in zip(items.names, counts.tolist())))
+    print(
+        f"{len(items)} pictures: "
+        + ", ".join(f"{n} {name}" for name, n in zip(items.names, counts.tolist(), strict=True))
+    )
     print(f"the largest group alone: {(counts.max() / len(items)).item():.3f}\n")
     print(f"| encoder | side | k-NN (k = {args.k}) | linear probe |\n|---|---|---|---|")
     for name, side, models in encoders(args):
         processor = centre_crop_processor(side)
-        taken = [collect_features(model, items, lambda x: processor(x, return_tensors="pt")) for model in models]
+        prepare = partial(processor, return_tensors="pt")
+        taken = [collect_features(model, items, prepare) for model in models]
         found = []
         for seed in range(args.seeds):
             features, labels = taken[seed % len(taken)]
             found.append(folded_accuracy(features, labels, len(items.names), seed, args.k))
-        near, linear = zip(*found)
+        near, linear = zip(*found, strict=True)
         print(f"| {name} | {side} | {told(near)} | {told(linear)} |", flush=True)
 
 

@@ -3,8 +3,8 @@
 From a folder with a folder of pictures for each class (FOLDER/train/dog/1.jpg, FOLDER/validation/dog/2.jpg), or a data
 set of the Hub with the columns `image` and `label`:
 
-    accelerate launch examples/finetune_classification.py --model run/model --dataset imagenet --output_dir runs/classes
-    accelerate launch examples/finetune_classification.py --model run/model --dataset ILSVRC/imagenet-1k --output_dir run
+    accelerate launch examples/finetune_classification.py --model sami --dataset imagenet --output_dir run
+    accelerate launch examples/finetune_classification.py --model sami --dataset ILSVRC/imagenet-1k --output_dir to
 
 Launch files for several GPUs lie in examples/accelerate. The same command started again goes on where the last one
 stopped. OUTPUT_DIR/model is the classifier, for `pipeline("image-classification")`.

@@ -105,7 +105,7 @@ def build_model(args: Arguments, names: list[str]) -> tuple[torch.nn.Module, Cal
 
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, items: Sequence, args: Arguments, accelerator: Accelerator) -> dict[str, float]:
-    """COCO's AP of the masks; each process looks at its part of the pictures."""
+    """COCO's AP of the masks, and of the boxes around them; each process looks at its part of the pictures."""
     plain, whole = accelerator.unwrap_model(model).eval(), WholePicture(args.image_size)
     rows, looked_at = [], []
     for index in range(accelerator.process_index, len(items), accelerator.num_processes):
@@ -116,7 +116,9 @@ def evaluate(model: torch.nn.Module, items: Sequence, args: Arguments, accelerat
             rows += predict_instances(plain, pixels, picture.number, items.category_ids, **prepared)
         looked_at.append(picture.number)
     rows, looked_at = gather_object(rows), gather_object(looked_at)
-    return instance_ap(args.test_annotations or truth_of(items, items.names), rows, looked_at)
+    truth = args.test_annotations or truth_of(items, items.names)
+    boxes = instance_ap(truth, rows, looked_at, kind="bbox")
+    return {**instance_ap(truth, rows, looked_at), "AP_box": boxes["AP"]}
 
 
 def main(args: Arguments) -> None:

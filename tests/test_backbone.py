@@ -263,7 +263,8 @@ HEADS = {
         lambda backbone: RTDetrConfig(
             backbone_config=backbone, num_labels=3, d_model=16, encoder_hidden_dim=16, encoder_ffn_dim=16,
             decoder_ffn_dim=16, encoder_in_channels=[16] * 3, decoder_in_channels=[16] * 3, encoder_attention_heads=2,
-            decoder_attention_heads=2, decoder_layers=1, num_queries=5, num_denoising=2, freeze_backbone_batch_norms=False,
+            decoder_attention_heads=2, decoder_layers=1, num_queries=5, num_denoising=2,
+            freeze_backbone_batch_norms=False,
         ),
         PYRAMID[1:],
         BOXES,

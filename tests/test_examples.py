@@ -119,12 +119,12 @@ WITH_ALL += ["--hold_out", "3", "--eval_every", "2", "--eval_pictures", "2", "--
 def test_finetuning_stops_and_goes_on_bit_for_bit(more, inputs, run, tmp_path: Path):
     given = options(inputs, tmp_path / "parts", "--max_steps", "3", *more)
     stopped = launch("accelerate", "launch", str(FINETUNE), *given, "--max_minutes", "0")
-    assert "1 process(es), 0 of 3 steps done" in stopped
+    assert "1 process(es) of 2 batch(es) a step, 0 of 3 steps done" in stopped
     assert "1 of 3 steps done, model in" in stopped
     first = weights_of(tmp_path / "parts")
 
     resumed = run(*given)
-    assert "1 process(es), 1 of 3 steps done" in resumed
+    assert "1 process(es) of 2 batch(es) a step, 1 of 3 steps done" in resumed
     assert "3 of 3 steps done, model in" in resumed
     whole = run(*options(inputs, tmp_path / "whole", "--max_steps", "3", *more))
     assert steps_in(resumed) == steps_in(whole)[1:] != []
@@ -139,7 +139,7 @@ def test_finetuning_stops_and_goes_on_bit_for_bit(more, inputs, run, tmp_path: P
 def test_finetuning_in_two_processes_stops_in_company(inputs, tmp_path: Path):
     given = options(inputs, tmp_path / "run", "--max_steps", "5", "--max_minutes", "0")
     printed = launch("torchrun", "--nproc-per-node", "2", str(FINETUNE), *given)
-    assert printed.count("2 process(es), 0 of 5 steps done") == 1
+    assert printed.count("2 process(es) of 1 batch(es) a step, 0 of 5 steps done") == 1
     assert printed.count("1 of 5 steps done, model in") == 1
     states = {path.name for path in (tmp_path / "run" / "step_1").iterdir()}
     assert {"random_states_0.pkl", "random_states_1.pkl", "model.safetensors"} <= states

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from efficientsam_cli import app
 from efficientsam_hf import EfficientSamProcessor, load_checkpoint, save_for_hub, segment, segment_everything
 from efficientsam_hf.export import writing
 from efficientsam_hf.export.checking import agreement, difference, verdict
-from efficientsam_hf.export.graphs import trace
 from efficientsam_hf.exported.manifest import checksum
 from efficientsam_hf.exported.model import ExportedEfficientSam
 from efficientsam_hf.networks import MaskDecoder, SegmentationAnswer, SegmentationNetwork
@@ -180,12 +180,34 @@ def test_pictures_of_another_size_are_named(exported):
         exported(pixel_values=torch.zeros(1, 3, 64, 64))
 
 
-def test_what_differs_is_refused_and_leaves_nothing(tiny, tiny_processor, tmp_path, monkeypatch):
-    other = trace(make_model(tiny_config(), seed=1))
-    monkeypatch.setattr(writing, "trace", lambda model: other)
+@pytest.fixture
+def written_already(folder, monkeypatch):
+    """Exports write the graphs of `folder` again, without tracing the model."""
+    graphs = {
+        name: SimpleNamespace(file=folder / graph["file"], inputs=graph["inputs"], outputs=graph["outputs"])
+        for name, graph in json.loads((folder / "export.json").read_text())["graphs"].items()
+    }
+    monkeypatch.setattr(writing, "trace", lambda model: graphs)
+    monkeypatch.setitem(writing.FORMATS, "onnx", (".onnx", lambda graph, path: shutil.copy(graph.file, path)))
+
+
+def test_what_differs_is_refused_and_leaves_nothing(tiny_processor, tmp_path, written_already):
+    other = make_model(tiny_config(), seed=1)
     with pytest.raises(ValueError, match="not exported: image_embeddings differ from torch's by up to"):
-        writing.export_model(tiny, tiny_processor, tmp_path / "new", "torch-export")
+        writing.export_model(other, tiny_processor, tmp_path / "new")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quantize", ["dynamic", "static"])
+def test_eight_bits(tiny, tiny_processor, folder, photo, tmp_path, written_already, quantize):
+    new = tmp_path / "new"
+    manifest = writing.export_model(tiny, tiny_processor, new, quantize=quantize, calibration=[photo] * 2)
+    assert manifest.quantization == quantize
+    assert manifest.check["mask_iou"] > 0.9
+    assert (new / "vision_encoder.onnx").stat().st_size < 0.9 * (folder / "vision_encoder.onnx").stat().st_size
+    assert (new / "mask_decoder.onnx").read_bytes() == (folder / "mask_decoder.onnx").read_bytes()
+    answer = segment(ExportedEfficientSam(new, threads=1), tiny_processor, photo, points=[[24, 20]])
+    assert answer.masks.shape == (1, 3, 48, 80)
 
 
 def test_verdicts():
@@ -195,8 +217,8 @@ def test_verdicts():
     assert "image_embeddings differ" in verdict({**exact, "image_embeddings": float("nan")}, "float32", None)
     far = {**exact, "pred_masks": 0.5}
     assert verdict(far, "float16", None) is None
-    assert "0.970, wanted at least 0.98" in verdict({**far, "mask_iou": 0.97}, "float16", None)
-    assert verdict({**far, "mask_iou": 0.95}, "float32", "dynamic") is None
+    assert "0.940, wanted at least 0.95" in verdict({**far, "mask_iou": 0.94}, "float16", None)
+    assert verdict({**far, "mask_iou": 0.91}, "float32", "dynamic") is None
     assert "wanted at least 0.9" in verdict({**far, "mask_iou": 0.5}, "float32", "static")
 
 

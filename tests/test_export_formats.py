@@ -53,15 +53,6 @@ def test_openvino(model, processor, photo, tmp_path):
         ExportedEfficientSam(tmp_path / "new", devices=["cpu", "gpu"])
 
 
-@pytest.mark.parametrize("quantize", ["dynamic", "static"])
-def test_eight_bits_of_onnx(model, processor, photo, tmp_path, quantize):
-    manifest = export_model(model, processor, tmp_path / "new", quantize=quantize, calibration=[photo] * 2)
-    assert manifest.quantization == quantize
-    assert manifest.check["mask_iou"] > 0.9
-    exported = ExportedEfficientSam(tmp_path / "new", threads=1)
-    assert segment(exported, processor, photo, points=[[24, 20]]).masks.shape == (1, 3, 48, 80)
-
-
 def test_osam_takes_the_files(model, processor, photo, tmp_path):
     osam = pytest.importorskip("osam")
     import onnxruntime

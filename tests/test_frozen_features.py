@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from test_classification import make_classifier
+from test_recipes import room  # noqa: F401  # the fixture
+from typer.testing import CliRunner
 
+from efficientsam_cli import app
 from efficientsam_hf.evaluation.classification import (
     collect_features,
     fold_numbers,
@@ -104,3 +107,16 @@ def test_features_come_in_order_whatever_the_batch():
     assert labels.tolist() == [0, 1, 2, 0, 1]
     assert features.shape == (5, 24)
     torch.testing.assert_close(features[3], single[0])
+
+
+def test_command_tells_colours_apart(room):  # noqa: F811
+    folders = [str(room / "classes" / split) for split in ("train", "validation")]
+    given = ["probe", *folders, "--model", str(room / "model"), "--image-size", "64", "--k", "2"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert "6 pictures known, 6 asked, 3 classes" in result.output
+    assert "k-NN (k = 2): accuracy 1.0000" in result.output
+    assert "linear probe: accuracy 1.0000" in result.output
+    result = CliRunner().invoke(app, [*given[:-1], "7"])
+    assert result.exit_code == 2
+    assert "k must be from 1 to 6, the number of known pictures, got 7" in result.output

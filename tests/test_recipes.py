@@ -257,5 +257,5 @@ def test_a_class_that_training_did_not_have_is_named(room, run, tmp_path):
 def test_without_torchvision_another_head_is_offered(room, run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models.detection", None)
-    with pytest.raises(ImportError, match="wants a torchvision that fits torch .*Mask2Former wants none"):
+    with pytest.raises(ImportError, match=r"wants a torchvision that fits torch .*Mask2Former wants none"):
         run("finetune_detection", *coco_options(room, tmp_path, "--max_steps", "1"), "--head_config", "")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_recipes import room, write_instances  # noqa: F401  # the fixture
+from test_recipes import room  # noqa: F401  # the fixture
 
 from efficientsam_hf.data.instances import CocoInstances
 from efficientsam_hf.evaluation.instance_ap import instance_ap, truth_of
@@ -39,6 +39,9 @@ def test_the_truth_scores_one_and_a_shifted_truth_less(room):  # noqa: F811
     by_hand = truth_of([items[0], items[1]], items.names)
     rows = [row for p in (items[0], items[1]) for row in instance_rows(*logits_of(p), p.number, [0, 1])]
     assert instance_ap(by_hand, rows, [0, 1])["AP"] == 1
+    before = [dict(row) for row in rows]
+    assert instance_ap(by_hand, rows, [0, 1], kind="bbox")["AP"] == 1
+    assert rows == before
     assert instance_ap(path, [], [0, 1])["AP"] == 0
 
 

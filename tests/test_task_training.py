@@ -147,7 +147,7 @@ def test_a_checkpoint_without_the_part_is_named(folder, tmp_path):
         load_encoder_model(EfficientSamBackbone, tmp_path / "sami", out_features=["neck"])
     with pytest.raises(ValueError, match="lacks the classifier that EfficientSamForImageClassification needs"):
         load_encoder_model(EfficientSamForImageClassification, folder, whole=True)
-    with pytest.raises(ValueError, match="lacks the vision_encoder .* missing or of another shape"):
+    with pytest.raises(ValueError, match=r"lacks the vision_encoder .* missing or of another shape"):
         load_encoder_model(EfficientSamForImageClassification, folder, hidden_size=48)
     other = ResNetForImageClassification(ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1]))
     other.save_pretrained(tmp_path / "resnet")
@@ -246,14 +246,20 @@ def test_mask_rcnn_learns_a_picture_by_heart(folder, tmp_path):
     assert set(outputs.losses) >= {"loss_mask", "loss_classifier", "loss_objectness"}
     places = {"frame": (64, 64), "placed": (64, 64), "original": (128, 128)}
     rows = predict_instances(model.eval(), normalize_pixels(pixels), 7, [3, 9], **places)
-    best = {category: max((r for r in rows if r["category_id"] == category), key=lambda r: r["score"]) for category in (3, 9)}
+    best = {
+        category: max((r for r in rows if r["category_id"] == category), key=lambda r: r["score"])
+        for category in (3, 9)
+    }
     for category, mask in zip((3, 9), masks, strict=True):
         found = decode_rle(best[category]["segmentation"])
         wanted = mask.repeat_interleave(2, 0).repeat_interleave(2, 1)
         assert (found & wanted).sum() / (found | wanted).sum() > 0.8
     save_mask_rcnn(model, tmp_path / "model")
     again = EfficientSamBackbone.from_pretrained(tmp_path / "model")
-    assert torch.equal(again(normalize_pixels(pixels)).feature_maps[0], model.detector.backbone.backbone(normalize_pixels(pixels)).feature_maps[0])
+    assert torch.equal(
+        again(normalize_pixels(pixels)).feature_maps[0],
+        model.detector.backbone.backbone(normalize_pixels(pixels)).feature_maps[0],
+    )
 
 
 @needs_torchvision

@@ -73,11 +73,17 @@ class SegmentationStream:
         with ThreadPoolExecutor(self.readers) as pool:
             read = in_order(pool, read_request, requests, self.batch_size * self.ahead)
             waiting: tuple[Staged, Any] | None = None
-            while batch := list(islice(read, self.batch_size)):
-                staged = self.stage(batch)
+            try:
+                while batch := list(islice(read, self.batch_size)):
+                    staged = self.stage(batch)
+                    # On a GPU this only starts the work, which then goes on while the answers before it are taken.
+                    before, waiting = waiting, (staged, self.compute(staged))
+                    if before:
+                        yield from self.answers(*before)
+            except Exception:
                 if waiting:
                     yield from self.answers(*waiting)
-                waiting = staged, self.compute(staged)
+                raise
             if waiting:
                 yield from self.answers(*waiting)
 
@@ -88,15 +94,15 @@ class SegmentationStream:
             if self.copying:
                 pictures = [picture.pin_memory().to(self.device, non_blocking=True) for picture in pictures]
             prepared = self.processor.image_processor(pictures, return_tensors="pt", device=self.device)
-            asked = self.processor(original_sizes=prepared["original_sizes"], **prompts).to(self.device)
-            inputs = {"pixel_values": prepared["pixel_values"], **asked}
+            asked = self.processor(original_sizes=prepared["original_sizes"], **prompts)
+            sizes = asked.pop("original_sizes")  # stays on the CPU, where fetching it would wait for the device
+            inputs = {"pixel_values": prepared["pixel_values"], **asked.to(self.device)}
             ready = self.copying.record_event() if self.copying else None
-        sizes = inputs.pop("original_sizes")
         objects = [
             max(len(points or []), len(boxes or []))
             for points, boxes in zip(prompts["input_points"], prompts["input_boxes"], strict=True)
         ]
-        return Staged(inputs, sizes.cpu(), objects, ready)
+        return Staged(inputs, sizes, objects, ready)
 
     @torch.inference_mode()
     def compute(self, staged: Staged) -> Any:

@@ -1,7 +1,7 @@
 """Pictures with the class of the whole: folders named by class, as torchvision's ImageFolder, or a set of the Hub."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class ClassColumn(Sequence):
         known = getattr(rows.features[label], "names", None)
         if names is None and known is None:
             raise ValueError(f"column {label!r} has no names of classes: wanted a ClassLabel")
-        self.names = list(known if names is None else names)
+        self.names: list[str] = list(known or []) if names is None else list(names)
         self.rows, self.image = rows, image
         self.labels = [int(number) for number in rows[label]]
         wrong = next((number for number in self.labels if not 0 <= number < len(self.names)), None)
@@ -101,7 +101,7 @@ def open_classified(
 
 
 def centre_crop_processor(side: int) -> BitImageProcessorPil:
-    """What ImageNet's pictures are measured by: the short side at 8/7 of `side`, bicubic, and the square in the middle."""
+    """How ImageNet is measured: the short side at 8/7 of `side`, bicubic, and the square in the middle."""
     return BitImageProcessorPil(
         size={"shortest_edge": round(side * 8 / 7)},
         crop_size={"height": side, "width": side},
@@ -117,6 +117,7 @@ class CollateForTest:
     processor: Any
 
     def __call__(self, items: list[Item]) -> dict[str, torch.Tensor]:
+        """A batch."""
         images, labels = zip(*items, strict=True)
         pixels = self.processor(list(images), return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": torch.tensor(labels)}
@@ -133,8 +134,8 @@ class TrainingCrop:
     """
 
     size: int = 224
-    crop: RandomResizedCrop = RandomResizedCrop(smallest_area=0.08)
-    augment: RandAugment | None = RandAugment()
+    crop: RandomResizedCrop = field(default_factory=lambda: RandomResizedCrop(smallest_area=0.08))
+    augment: RandAugment | None = field(default_factory=RandAugment)
 
     def __call__(self, item: Item, generator: np.random.Generator) -> dict[str, Any]:
         """`pixels` (3, size, size), uint8, and `labels`, a number."""

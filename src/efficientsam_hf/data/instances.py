@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class CocoInstances(Sequence):
         picture = decode_picture(file_names(image)[0], self.blobs[index].read())
         if (picture.height, picture.width) != size:
             raise ValueError(
-                f"{file_names(image)[0]} is {picture.height} x {picture.width}, wanted the JSON's {size[0]} x {size[1]}"
+                f"{file_names(image)[0]} is {picture.height} x {picture.width}, the JSON has {size[0]} x {size[1]}"
             )
         return InstancePicture(image["id"], picture, masks, np.array([number for _, number in pairs], dtype=np.int64))
 
@@ -144,7 +144,7 @@ class InstanceSample:
         smallest: Instances of fewer pixels in the square are dropped.
     """
 
-    jitter: ScaleJitter = ScaleJitter()
+    jitter: ScaleJitter = field(default_factory=ScaleJitter)
     smallest: int = 4
 
     def __call__(self, picture: InstancePicture, generator: np.random.Generator) -> dict[str, Any]:

@@ -68,14 +68,15 @@ class WholePicture:
     by: str = "long"
 
     def __call__(self, image: Image.Image) -> dict[str, Any]:
-        """`pixels` (3, h, w) uint8, and heights and widths: `frame` of it, `placed` in it, `original` of the picture."""
+        """`pixels` (3, h, w) uint8, and heights and widths: of the `frame`, as `placed` in it, `original`."""
         original = (image.height, image.width)
         scale = self.size / (max(original) if self.by == "long" else min(original))
         placed = (max(1, round(original[0] * scale)), max(1, round(original[1] * scale)))
-        frame = (self.size, self.size) if self.by == "long" else (-(-placed[0] // 32) * 32, -(-placed[1] // 32) * 32)
+        rows, columns = (-(-side // 32) * 32 for side in placed)
+        frame = (self.size, self.size) if self.by == "long" else (rows, columns)
         pixels = np.empty((*frame, 3), dtype=np.uint8)
         pixels[:] = GREY
-        pixels[: placed[0], : placed[1]] = image.resize(placed[::-1], Image.Resampling.BILINEAR)
+        pixels[: placed[0], : placed[1]] = np.asarray(image.resize(placed[::-1], Image.Resampling.BILINEAR))
         return {
             "pixels": torch.from_numpy(pixels).permute(2, 0, 1),
             "frame": frame,

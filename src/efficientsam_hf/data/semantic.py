@@ -1,7 +1,7 @@
 """Pictures with a class for each pixel: ADE20K's layout of folders, or a data set of the Hub."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,11 @@ def read_names(source: str | Path) -> list[str]:
 
 @dataclass(frozen=True)
 class SemanticSample:
-    """Makes a training sample of a `SemanticPicture`: a mask for each class that is there, as Mask2Former wants them."""
+    """Makes a training sample of a `SemanticPicture`: a mask for each class that is there, for Mask2Former."""
 
-    jitter: ScaleJitter = ScaleJitter(size=512, smallest=0.5, largest=2.0, by="short", color=0.4)
+    jitter: ScaleJitter = field(
+        default_factory=lambda: ScaleJitter(size=512, smallest=0.5, largest=2.0, by="short", color=0.4)
+    )
 
     def __call__(self, picture: SemanticPicture, generator: np.random.Generator) -> dict[str, Any]:
         """`pixels` (3, S, S) uint8, `mask_labels` (N, S, S) bool, `class_labels` (N,)."""

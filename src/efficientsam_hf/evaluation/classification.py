@@ -34,7 +34,8 @@ def collect_features(
     """
     if not len(items):
         raise ValueError("wanted pictures to collect features of, found none")
-    features, labels = [], []
+    features: list[Tensor] = []
+    labels: list[int] = []
     for start in range(0, len(items), batch_size):
         images, numbers = zip(
             *(items[index] for index in range(start, min(start + batch_size, len(items)))), strict=True

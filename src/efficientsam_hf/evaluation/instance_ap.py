@@ -17,7 +17,8 @@ def instance_ap(
 
     Args:
         truth: COCO's JSON, or what it holds.
-        rows: Results: `image_id`, `category_id`, `score` and `segmentation` or `bbox`.
+        rows: Results: `image_id`, `category_id`, `score` and `segmentation`, whose boxes are compared if there is no
+            `bbox`.
         pictures: Ids of those that were looked at.
         kind: What is compared.
 
@@ -34,7 +35,9 @@ def instance_ap(
             raise ValueError(f"a result has {key} {wrong}: wanted one of the {len(there)} in the annotations")
     if not rows:
         return dict.fromkeys(FIGURES, 0.0)
-    evaluation = COCOeval_faster(known, known.loadRes(list(rows)), iouType=kind, print_function=lambda *_: None)
+    evaluation = COCOeval_faster(
+        known, known.loadRes([dict(row) for row in rows]), iouType=kind, print_function=lambda *_: None
+    )
     evaluation.params.imgIds = list(pictures)
     evaluation.evaluate()
     evaluation.accumulate()
@@ -44,7 +47,8 @@ def instance_ap(
 
 def truth_of(items: Sequence, names: Sequence[str]) -> dict[str, Any]:
     """The annotations of pictures, as `data.instances` gives them, in COCO's format; classes are numbered from 0."""
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for picture in items:
         height, width = picture.masks.shape[1:]
         images.append({"id": picture.number, "height": height, "width": width})

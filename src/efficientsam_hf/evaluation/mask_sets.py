@@ -1,7 +1,7 @@
 """What Mask2Former's queries say of a picture at its own size: instances with scores, or a class for each pixel.
 
-Q queries, K classes, h x w their masks' grid. transformers' own post-processing goes through 384 x 384 pixels, whatever
-the picture's size, which the published figures do not.
+Q queries, K classes, h x w their masks' grid. transformers' own post-processing goes through 384 x 384 pixels,
+whatever the picture's size, which the published figures do not.
 """
 
 from typing import Any

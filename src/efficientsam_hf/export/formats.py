@@ -25,7 +25,8 @@ def write_onnx(graph: Graph, path: Path) -> None:
         ValueError: if onnx or onnxscript is missing.
         onnx.checker.ValidationError: if the file is no valid ONNX.
     """
-    save_onnx(to_onnx(graph), path)
+    to_onnx(graph).save(path)
+    wanted_package("onnx", "export to ONNX").checker.check_model(path, full_check=True)
 
 
 def write_onnxruntime(graph: Graph, path: Path) -> None:
@@ -37,7 +38,11 @@ def write_onnxruntime(graph: Graph, path: Path) -> None:
     fusions = wanted_package("transformers.exporters.onnxruntime_fusions", "export to onnxruntime")
     program = to_onnx(graph)
     fusions.fuse_for_onnxruntime(program.model, "cpu")
-    save_onnx(program, path)
+    model = program.model_proto
+    del model.graph.value_info[:]  # shapes noted before the fusion, which not all hold after it
+    onnx = wanted_package("onnx", "export to ONNX")
+    onnx.save(model, path)
+    onnx.checker.check_model(path, full_check=True)
 
 
 def to_onnx(graph: Graph) -> Any:
@@ -53,12 +58,6 @@ def to_onnx(graph: Graph) -> Any:
             dynamo=True,
             optimize=True,
         )
-
-
-def save_onnx(program: Any, path: Path) -> None:
-    """Save it in one file, which must pass onnx's full check."""
-    program.save(path)
-    wanted_package("onnx", "export to ONNX").checker.check_model(path, full_check=True)
 
 
 @contextmanager

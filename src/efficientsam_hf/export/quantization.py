@@ -1,4 +1,8 @@
-"""8-bit encoders. The decoder, a small part of the work, keeps its numbers: what is asked for comes from there."""
+"""8-bit encoders: their linear layers, which are most of a transformer.
+
+The decoder, a small part of the work, keeps its numbers, and so do convolutions: with activations in 8 bits a
+convolutional stem loses its masks.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +14,8 @@ from ..exported.engines import wanted_package
 from ..processing_efficientsam import EfficientSamProcessor
 
 KINDS = ("dynamic", "static")
+LINEAR = ["MatMul", "Gemm"]
+FLOAT = 1  # onnx.TensorProto.FLOAT
 QUANTIZED = ("onnx", "onnxruntime", "openvino")
 
 
@@ -50,17 +56,19 @@ class Feeds:
 
 
 def quantize_onnx(path: Path, quantize: str, feeds: Feeds) -> None:
-    """By onnxruntime: "dynamic" makes the matrices of the linear layers 8-bit and measures activations as they come.
-
-    Convolutions stay as they are, there: onnxruntime's 8-bit ones with measured activations are slower.
-    """
+    """By onnxruntime: "dynamic" measures activations as they come, "static" once, on the pictures."""
     tools: Any = wanted_package("onnxruntime.quantization", "8-bit ONNX")
     shape_inference = wanted_package("onnxruntime.quantization.shape_inference", "8-bit ONNX")
     whole = path.with_name(f"float_{path.name}")
     shape_inference.quant_pre_process(path, whole, skip_symbolic_shape=True)
     if quantize == "dynamic":
         tools.quantize_dynamic(
-            whole, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=tools.QuantType.QInt8
+            whole,
+            path,
+            op_types_to_quantize=LINEAR,
+            per_channel=True,
+            weight_type=tools.QuantType.QInt8,
+            extra_options={"DefaultTensorType": FLOAT},  # of what onnxruntime's own operators give
         )
     else:
         remaining = iter(feeds)
@@ -70,10 +78,11 @@ def quantize_onnx(path: Path, quantize: str, feeds: Feeds) -> None:
             path,
             one_by_one(),
             quant_format=tools.QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            op_types_to_quantize=LINEAR,
             per_channel=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
+            extra_options={"DefaultTensorType": FLOAT},
         )
     whole.unlink()
 
@@ -87,7 +96,11 @@ def quantize_openvino(path: Path, quantize: str, feeds: Feeds) -> None:
     else:
         pictures = nncf.Dataset([feed["pixel_values"] for feed in feeds])
         quantized = nncf.quantize(
-            model, pictures, subset_size=len(feeds.pictures), model_type=nncf.ModelType.TRANSFORMER
+            model,
+            pictures,
+            subset_size=len(feeds.pictures),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(types=["Convolution", "GroupConvolution"], validate=False),
         )
     beside = path.with_name(f"int8_{path.name}")
     openvino.save_model(quantized, beside, compress_to_fp16=False)

@@ -1,4 +1,4 @@
-"""The classification step's inputs: normalised pictures, mixed in pairs, and what share of each class they then show."""
+"""The classification step's inputs: normalised pictures, mixed in pairs, and the share of each class in them."""
 
 from typing import Any
 

@@ -27,7 +27,7 @@ def load_encoder_model(
     Args:
         model_class: Which of them.
         source: Folder or Hub id of any model of this package: whole, vision, pretraining's, or of the class itself.
-        whole: Whether the head, too, must be in the checkpoint; otherwise what it lacks besides the encoder starts anew.
+        whole: Whether the head, too, must be in the checkpoint; otherwise it starts anew where it is not.
         dtype: Of the weights; training wants float32 whatever the checkpoint has.
         **fields: Of the config, in place of the checkpoint's.
 

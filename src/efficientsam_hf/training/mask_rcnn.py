@@ -32,7 +32,7 @@ class MaskRcnnOutput(ModelOutput):
     Args:
         loss: The sum of its five losses, in training.
         losses: Each of them.
-        detections: Of each picture `boxes`, `labels` from 1, `scores`, and `masks` (N, 1, S, S) from 0 to 1, otherwise.
+        detections: Otherwise of each picture `boxes`, `labels` from 1, `scores`, `masks` (N, 1, S, S) from 0 to 1.
     """
 
     loss: Tensor | None = None
@@ -49,6 +49,7 @@ class PyramidMaps(nn.Module):
         self.out_channels = backbone.channels[0]
 
     def forward(self, pixel_values: Tensor) -> OrderedDict[str, Tensor]:
+        """Pictures (B, 3, S, S) -> five maps."""
         maps = self.backbone(pixel_values).feature_maps
         named = [(str(number), found) for number, found in enumerate(maps)]
         return OrderedDict([*named, ("pool", F.max_pool2d(maps[-1], kernel_size=1, stride=2))])

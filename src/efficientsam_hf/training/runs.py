@@ -1,4 +1,4 @@
-"""What every recipe of one model and one loss shares: its options, and the way from the first weight update to the last."""
+"""What every recipe of one model and one loss shares: its options, and the way from the first update to the last."""
 
 import time
 from collections.abc import Callable
@@ -100,7 +100,7 @@ def train(
         evaluate: The model -> figures; called in all processes.
 
     Returns:
-        The trained model, moving averages in place of the weights if there are any, on the main process; None elsewhere.
+        The trained model, moving averages in place of its weights if there are any; None but on the main process.
     """
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
     model, optimizer = accelerator.prepare(model, optimizer)
