@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from efficientsam_hf.evaluation.held_out import score_held_out
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
@@ -22,6 +21,7 @@ from efficientsam_hf import EfficientSamModel, EfficientSamProcessor, default_ch
 from efficientsam_hf.data.augmentation import Augmentation
 from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
 from efficientsam_hf.data.sources import find_labelled_pictures, split_pictures
+from efficientsam_hf.evaluation.held_out import score_held_out
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
 from efficientsam_hf.training.lora import add_lora, merge_lora
 from efficientsam_hf.training.optimization import (

@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, send_to_device, set_seed
-from efficientsam_hf.evaluation.held_out import score_held_out
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, HfArgumentParser
 
@@ -34,6 +33,7 @@ from efficientsam_hf.data.shards import find_shards, is_streamed
 from efficientsam_hf.data.sources import find_labelled_pictures, split_pictures
 from efficientsam_hf.data.streaming import ShardStream, StreamPosition
 from efficientsam_hf.efficientnet import start_from_efficientnet
+from efficientsam_hf.evaluation.held_out import score_held_out
 from efficientsam_hf.training.checkpoints import Checkpoints
 from efficientsam_hf.training.extension import extend_prompts
 from efficientsam_hf.training.finetuning import InteractiveSegmentation

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import DistributedType, gather_object, send_to_device, set_seed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -37,7 +37,7 @@ from efficientsam_hf import (
 from efficientsam_hf.data.crops import RandomResizedCrop, SampleMaker
 from efficientsam_hf.data.images import CorruptPictures, Picture, StreamedImages, UnlabelledImages, find_pictures
 from efficientsam_hf.training.checkpoints import Checkpoints
-from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels
+from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels, cutting_as_cached, read_index
 from efficientsam_hf.training.optimization import parameter_groups, set_learning_rate, warmup_cosine
 from efficientsam_hf.training.progress import LossMeter, batches_per_step, log_pictures, steps_of
 from efficientsam_hf.training.sami import draw_reconstruction, model_inputs
@@ -56,6 +56,9 @@ class Arguments:
     pictures: int | None = field(default=None, metadata={"help": "how many the data set has; sources are counted"})
     variant: str = field(default="tiny", metadata={"help": "size of the encoder: tiny, small or base"})
     config: str | None = field(default=None, metadata={"help": "JSON of an EfficientSamSamiConfig's fields instead"})
+    loss: str | None = field(default=None, metadata={"help": "mse or cosine; default: the config's, mse"})
+    mask_ratio: float | None = field(default=None, metadata={"help": "share that is hidden; default: 0.75"})
+    decoder: str | None = field(default=None, metadata={"help": "cross, the default, or self, as in MAE"})
     mae: bool = field(default=False, metadata={"help": "MAE, the baseline: pixels instead of a teacher's features"})
     teacher: str | None = field(default=None, metadata={"help": "folder or Hub id of a vision model, or an ONNX file"})
     teacher_size: int | None = field(default=None, metadata={"help": "side it looks at; default: the student's"})
@@ -64,10 +67,14 @@ class Arguments:
     teacher_mean: list[float] | None = field(default=None, metadata={"help": "three numbers; default: its own"})
     teacher_std: list[float] | None = field(default=None, metadata={"help": "three numbers; default: its own"})
     cache: str | None = field(
-        default=None, metadata={"help": "folder that `efficientsam cache-features` wrote, in the teacher's place"}
+        default=None,
+        metadata={"help": "folder that `efficientsam cache-features` wrote; --teacher is then what it must be of"},
     )
-    cached_crops: int | None = field(default=None, metadata={"help": "crops a picture in a cache of crops"})
-    smallest_area: float = field(default=0.2, metadata={"help": "least share of a picture that a crop covers"})
+    crops: int | None = field(
+        default=None,
+        metadata={"help": "different crops of a picture, then repeated; default: endless, or the cache's"},
+    )
+    smallest_area: float = field(default=0.2, metadata={"help": "of a picture in a crop, or the cache's"})
     total_batch: int = field(default=4096, metadata={"help": "pictures a weight update, all processes together"})
     batch_size: int = field(default=256, metadata={"help": "pictures a process takes at once"})
     epochs: float = field(default=400, metadata={"help": "times that all pictures are seen"})
@@ -96,10 +103,8 @@ class Arguments:
             raise ValueError("a stream does not say how long it is: give --pictures or --max_steps, got neither")
         if self.mae and self.teacher:
             raise ValueError("MAE has no teacher: give either --mae or --teacher, got both")
-        if self.cache and (self.mae or self.dataset or self.teacher):
-            raise ValueError(
-                "--cache stands for the teacher of --sources: give no --mae, --dataset or --teacher with it"
-            )
+        if self.cache and (self.mae or self.dataset):
+            raise ValueError("--cache stands for the teacher of --sources: give no --mae or --dataset with it")
         if self.variant not in VARIANTS:
             raise ValueError(f"--variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
 
@@ -109,13 +114,21 @@ def build_config(args: Arguments) -> EfficientSamSamiConfig:
     fields = {"vision_config": VARIANTS[args.variant]}
     if args.config is not None:
         fields = json.loads(Path(args.config).read_text())
+    decoder = fields.get("decoder_config") or {}
     if args.mae:
-        fields = {
-            **fields,
-            **MAE_BASELINE,
-            "decoder_config": {**fields.get("decoder_config", {}), "attention": "self"},
-        }
-    return EfficientSamSamiConfig(**fields)
+        fields |= MAE_BASELINE
+        decoder |= MAE_BASELINE["decoder_config"]
+    if args.decoder is not None:
+        decoder["attention"] = args.decoder
+    given = {name: getattr(args, name) for name in ("loss", "mask_ratio") if getattr(args, name) is not None}
+    return EfficientSamSamiConfig(**{**fields, "decoder_config": decoder, **given})
+
+
+def teacher_dtype(args: Arguments, accelerator: Accelerator) -> torch.dtype:
+    """That of its features in the cache, or half for a student that learns in half."""
+    if args.cache:
+        return getattr(torch, read_index(args.cache)["teacher"]["dtype"])
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
 
 
 def build_teacher(args: Arguments, config: EfficientSamSamiConfig, accelerator: Accelerator) -> Teacher | None:
@@ -125,9 +138,9 @@ def build_teacher(args: Arguments, config: EfficientSamSamiConfig, accelerator: 
     if args.teacher is None:
         return None
     size = args.teacher_size or config.vision_config.pretrain_image_size
-    colours = {"mean": args.teacher_mean, "std": args.teacher_std}
+    given = {"mean": args.teacher_mean, "std": args.teacher_std, "dtype": teacher_dtype(args, accelerator)}
     with accelerator.main_process_first():
-        teacher = load_teacher(args.teacher, size, not args.before_neck, args.teacher_output, **colours)
+        teacher = load_teacher(args.teacher, size, not args.before_neck, args.teacher_output, **given)
     config.target_channels = teacher(torch.zeros(1, 3, size, size)).shape[1]
     return teacher.to(accelerator.device)
 
@@ -144,6 +157,8 @@ def main(args: Arguments) -> None:
     teacher = build_teacher(args, config, accelerator)
     pictures = find_pictures(args.sources) if args.sources else None
     count = args.pictures or (len(pictures) if pictures else None)
+    if args.ema and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("--ema keeps all weights in one place, and FSDP divides them: give one of both, got both")
     max_steps = args.max_steps or steps_of(args.epochs, count, args.total_batch)
     warmup = steps_of(args.warmup_epochs, count, args.total_batch) if args.max_steps is None else max_steps // 10
     peak = args.base_rate * args.total_batch / 256
@@ -160,7 +175,10 @@ def main(args: Arguments) -> None:
         accelerator.register_for_checkpointing(ema)
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
     step = checkpoints.resume()
-    loader = build_loader(args, config, pictures, accelerator, step, max_steps)
+    loader = build_loader(args, config, pictures, accelerator, step, max_steps, teacher)
+    if args.cache:
+        # It was asked who it is, no more.
+        teacher = None
     size = sum(parameter.numel() for parameter in model.parameters())
     accelerator.print(f"{size:,} parameters, {accelerator.num_processes} process(es) of {accumulate} batch(es) a step")
     accelerator.print(f"{step} of {max_steps} steps done", flush=True)
@@ -197,7 +215,7 @@ def main(args: Arguments) -> None:
             accelerator.log({"loss": loss, "learning_rate": learning_rate, "images_per_second": rate}, step=step)
             text = f"step {step}: loss {loss:.6f} rate {learning_rate:.3g} corrupt {len(corrupt.names)}"
             accelerator.print(f"{text} ({rate:.1f} images/s)", flush=True)
-        if step % args.draw_every == 0 or step == last:
+        if accelerator.is_main_process and (step % args.draw_every == 0 or step == last):
             drawn = draw_reconstruction(inputs, outputs.prediction, outputs.mask, config)
             log_pictures(accelerator, {"reconstruction": drawn}, step)
         if step % args.save_every == 0 and step != last:
@@ -205,8 +223,12 @@ def main(args: Arguments) -> None:
 
     bar.close()
     checkpoints.save(step)
-    accelerator.end_training()
+    # Under FSDP all processes give their part of it.
     state = accelerator.get_state_dict(model) if ema is None else ema.module.state_dict()
+    # The wrapper goes before the process group: the other way round the last of gloo's threads may wait for Python
+    # while Python waits for it.
+    model, optimizer = accelerator.free_memory(model, optimizer)
+    accelerator.end_training()
     if accelerator.is_main_process:
         save(args, config, state)
         print(f"{step} of {max_steps} steps done, models in {args.output_dir}")
@@ -219,6 +241,7 @@ def build_loader(
     accelerator: Accelerator,
     step: int,
     max_steps: int,
+    teacher: Teacher | None,
 ) -> DataLoader | Iterator:
     """Batches from `step` on; seed and numbers are all that they depend on."""
     side = config.vision_config.pretrain_image_size
@@ -227,15 +250,17 @@ def build_loader(
         patches=config.vision_config.position_grid_size**2,
         seed=args.seed,
         crop=RandomResizedCrop(args.smallest_area),
-        teacher_size=args.teacher_size,
-        crops=args.cached_crops,
+        teacher_size=None if args.cache else args.teacher_size,
+        crops=args.crops,
     )
     options = {"batch_size": args.batch_size, "num_workers": args.workers, "pin_memory": torch.cuda.is_available()}
     if pictures is not None:
         total, first = max_steps * args.total_batch, step * args.total_batch
         features = None
         if args.cache:
-            features = FeatureCache(args.cache, pictures, config.vision_config.position_grid_size, maker)
+            maker, identity = cutting_as_cached(maker, args.cache), None if teacher is None else teacher.identity()
+            grid = config.vision_config.position_grid_size
+            features = FeatureCache(args.cache, pictures, grid, maker, identity)
         return accelerator.prepare(DataLoader(UnlabelledImages(pictures, total, maker, first, features), **options))
     from datasets import load_dataset
     from datasets.distributed import split_dataset_by_node

@@ -1,11 +1,18 @@
 """States of a run: what is resumed is what was saved, and nothing half-written is ever taken for whole."""
 
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from safetensors import SafetensorError
 from torch import nn
 
 from efficientsam_hf.training.checkpoints import Checkpoints
@@ -120,3 +127,81 @@ def test_a_step_may_be_saved_again(tmp_path: Path):
 def test_keeping_nothing_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"keep must be 1 or more.*got 0"):
         Run(tmp_path, keep=0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bad luck
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Signal or exit status, negative or not, of a process of its own that does this."""
+    if (child := os.fork()) == 0:
+        try:
+            work()
+        except BaseException:  # whatever it is, pytest must not go on in two processes
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at(moment: int, folder: Path) -> None:
+    """Let this process die as by kill -9 when it touches this folder for the so many-th time."""
+    left = [moment]
+
+    def count(event: str, arguments: tuple) -> None:
+        if event.startswith(("open", "os.", "shutil.")) and str(folder) in str(arguments[:2]):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
+def test_killed_at_any_moment_of_saving_a_run_goes_on_from_a_whole_state(tmp_path: Path):
+    """Step 2 is saved over step 1 with room for one state; then once more, over itself."""
+    run = Run(tmp_path / "good", keep=1)
+    states = {1: run.train(1)}
+    run.checkpoints.save(1)
+    found, moment, status = set(), 0, -signal.SIGKILL
+    states[2] = run.train(1)
+    while status:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(tmp_path / "good", tmp_path / "run")
+        run.checkpoints.folder = tmp_path / "run"
+
+        def save_twice(moment: int = moment) -> None:
+            kill_at(moment, tmp_path / "run")
+            run.checkpoints.save(2)
+            run.checkpoints.save(2)
+
+        status = fork(save_twice)
+        assert status in (0, -signal.SIGKILL)
+        resumed = Run(tmp_path / "run", keep=1)
+        assert all(
+            torch.equal(one, other)
+            for one, other in zip(states[resumed.step], resumed.model.parameters(), strict=True)
+        )
+        assert {path.name for path in (tmp_path / "run").iterdir()} <= {"step_1", "step_2"}
+        found.add(resumed.step)
+        moment += 1
+    assert found == {1, 2}
+    assert moment > 15
+
+
+def test_a_full_disk_leaves_the_older_state(tmp_path: Path):
+    """Full is a limit to the size of files, which the system sets; the error is its own."""
+    run = Run(tmp_path / "run", keep=1)
+    saved = run.train(1)
+    run.checkpoints.save(1)
+    run.train(1)
+
+    def save_on_a_full_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        with pytest.raises((OSError, RuntimeError, SafetensorError), match=r"(?i)file too large|write"):
+            run.checkpoints.save(2)
+
+    assert fork(save_on_a_full_disk) == 0
+    assert (tmp_path / "run" / "step_2.part").is_dir()
+    resumed = Run(tmp_path / "run")
+    assert resumed.step == 1
+    assert all(torch.equal(one, other) for one, other in zip(saved, resumed.model.parameters(), strict=True))

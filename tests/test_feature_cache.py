@@ -1,10 +1,15 @@
 """The feature cache: what is read is what the teacher would say, whoever wrote it and however often it was cut off."""
 
 import json
+import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier, get_ident
 
 import pytest
 import torch
+from test_checkpoints import fork, kill_at
 from test_images import picture_file, spoil
 from test_pretraining import losses_in, options
 from test_pretraining import run as run  # a fixture
@@ -21,9 +26,10 @@ from efficientsam_hf.training.feature_cache import (
     FeatureCache,
     cached_channels,
     crop_features,
+    cutting_as_cached,
     write_cache,
 )
-from efficientsam_hf.training.teachers import SamTeacher
+from efficientsam_hf.training.teachers import SamTeacher, Teacher
 
 MAKER = SampleMaker(size=32, patches=16, crops=2)
 WHOLE = CacheSettings(grid=8, pictures_per_shard=2)
@@ -150,12 +156,83 @@ def test_from_the_command_to_the_training(folder, run, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"features of 5 pictures: {tmp_path / 'c'}" in result.output
     inputs = {"config": str(tmp_path / "student.json"), "sources": str(folder), "teacher": str(tmp_path / "teacher")}
-    more = ["--max_steps", "2", "--report_to", "none", "--cached_crops", "2"]
-    online = run(*options(inputs, tmp_path / "online", *more))
-    given = [
-        text for text in options(inputs, tmp_path / "cached", *more) if text not in ("--teacher", inputs["teacher"])
-    ]
-    cached = run(*given, "--cache", str(tmp_path / "c"))
+    more = ["--max_steps", "2", "--report_to", "none", "--teacher_size", "64"]
+    online = run(*options(inputs, tmp_path / "online", *more, "--crops", "2"))
+    cached = run(*options(inputs, tmp_path / "cached", *more, "--cache", str(tmp_path / "c")))
     assert losses_in(cached) == pytest.approx(losses_in(online), rel=1e-3)
-    with pytest.raises(ValueError, match="give no --mae, --dataset or --teacher with it"):
+    # The cache knows its crops, whatever the seed of the run; and no teacher need be there.
+    given = [text for text in options(inputs, tmp_path / "other", *more[:4]) if text != inputs["teacher"]]
+    given.remove("--teacher")
+    assert losses_in(run(*given, "--cache", str(tmp_path / "c"), "--seed", "5")) != losses_in(cached)
+    half = CliRunner().invoke(app, [*command[:5], str(tmp_path / "half"), *command[6:], "--dtype", "bfloat16"])
+    assert half.exit_code == 0, half.output
+    assert losses_in(run(*options(inputs, tmp_path / "h", *more, "--cache", str(tmp_path / "half")))) == pytest.approx(
+        losses_in(online), rel=0.05
+    )
+    changed = small_sam()
+    changed.vision_encoder.pos_embed.data += 1
+    changed.save_pretrained(tmp_path / "changed")
+    inputs["teacher"] = str(tmp_path / "changed")
+    with pytest.raises(ValueError, match=r"has teacher \{'name': .*teacher after the neck.*wanted .*changed after"):
         run(*options(inputs, tmp_path / "bad", *more), "--cache", str(tmp_path / "c"))
+    with pytest.raises(ValueError, match="give no --mae or --dataset with it"):
+        run(*options(inputs, tmp_path / "bad", "--mae"), "--cache", str(tmp_path / "c"))
+
+
+def test_a_cache_of_whole_pictures_leaves_the_crops_alone(folder, teacher, tmp_path):
+    write(tmp_path / "whole", folder, teacher)
+    assert cutting_as_cached(MAKER, tmp_path / "whole") == MAKER
+    kept = CacheSettings(grid=4, crops=3, seed=7, smallest_area=0.5)
+    write(tmp_path / "crops", folder, teacher, kept)
+    maker = cutting_as_cached(MAKER, tmp_path / "crops")
+    assert (maker.crops, maker.crop_seed, maker.crop.smallest_area, maker.seed) == (3, 7, 0.5, MAKER.seed)
+
+
+def test_processes_that_begin_together_write_one_index(folder, teacher, tmp_path):
+    """What each finds between looking for the index and writing its own is the other's."""
+    cache = tmp_path / "cache"
+    writers = [
+        write_cache(cache, find_pictures([folder]), teacher, MAKER, WHOLE, rank=rank, processes=2) for rank in (0, 1)
+    ]
+    indexed = Barrier(2)
+    opened = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        there = opened(path)
+        if path.name == "index.json" and not there:
+            indexed.wait(timeout=10)
+        return there
+
+    with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
+        patched.setattr(Path, "is_file", is_file)
+        patched.setattr(os, "getpid", get_ident)
+        list(pool.map(next, writers))
+    assert [path.name for path in cache.glob("*index*")] == ["index.json"]
+
+
+class Mean(Teacher):
+    """The mean colour of the cells, by nothing but a pooling: no threads, which a fork would not take along."""
+
+    def __init__(self):
+        super().__init__("mean", 32, [0.0] * 3, [1.0] * 3)
+
+    def features(self, pixel_values):
+        return pixel_values[:, :, ::8, ::8]
+
+
+def test_killed_at_any_moment_a_cache_is_finished_to_the_same_bytes(folder, tmp_path):
+    write(tmp_path / "whole", folder, Mean(), CROPS)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    moment, status, done = 0, -1, set()
+    while status:
+        cache = tmp_path / f"cache_{moment}"
+
+        def write_here(moment: int = moment, cache: Path = cache) -> None:
+            kill_at(moment, cache)
+            write(cache, folder, Mean(), CROPS)
+
+        status = fork(write_here)
+        done.add(len(write(cache, folder, Mean(), CROPS)))
+        assert {path.name: path.read_bytes() for path in cache.iterdir() if not path.name.startswith(".")} == whole
+        moment += 2
+    assert done == {0, 1, 2, 3}

@@ -1,9 +1,11 @@
 """Pretraining, launched as its docstring says, on a handful of drawn pictures."""
 
+import io
 import json
 import re
 import runpy
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -11,15 +13,24 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState, GradientState
 from conftest import REPOSITORY
+from PIL import Image
 from safetensors.torch import load_file
 from test_examples import PLAIN, launch, steps_in
+from test_hub import FakeApi
 from test_images import picture_file, spoil
 from test_sami_model import sami_config
 from test_teachers import small_sam
 from transformers import AutoModelForPreTraining, HfArgumentParser
 
-from efficientsam_hf import EfficientSamForPreTraining, EfficientSamModel, modeling_efficientsam_sami
+from efficientsam_hf import (
+    EfficientSamForPreTraining,
+    EfficientSamModel,
+    EfficientSamSamiConfig,
+    hub,
+    modeling_efficientsam_sami,
+)
 from efficientsam_hf.training.progress import batches_per_step, steps_of
+from efficientsam_hf.training.sami import training_flops
 
 PRETRAIN = REPOSITORY / "examples" / "pretrain_sami.py"
 
@@ -56,7 +67,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
-        return capsys.readouterr().out
+        printed = capsys.readouterr()
+        run_here.errors = printed.err
+        return printed.out
 
     return run_here
 
@@ -104,6 +117,37 @@ def test_stopped_after_4_of_8_and_resumed_is_8_straight_bit_for_bit(inputs, run,
     assert "8 of 8 steps done, models in" in run(*options(inputs, tmp_path / "parts", *given))
 
 
+KILLED = """
+import os, runpy, sys
+import torch, accelerate, efficientsam_hf, efficientsam_hf.training.teachers
+sys.path.insert(0, sys.argv.pop(1))
+from test_checkpoints import fork, kill_at
+output, script = sys.argv.pop(1), sys.argv[1]
+
+def work(moment):
+    kill_at(moment, output)
+    sys.argv = sys.argv[1:]
+    runpy.run_path(script, run_name="__main__")
+    sys.stdout.flush()
+
+for moment in (3, 17, 24, 33, 38, 45, 10**9):
+    print("status", fork(lambda: work(moment)), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_a_run_ends_as_if_never_stopped(inputs, run, tmp_path):
+    """Each time after so many touches of its folder, so that it dies while training, saving, pruning and resuming."""
+    given = ["--max_steps", "8", "--save_every", "1", "--keep", "1", "--report_to", "none"]
+    run(*options(inputs, tmp_path / "whole", *given))
+    killed = [str(Path(__file__).parent), str(tmp_path / "killed"), str(PRETRAIN)]
+    printed = launch("python", "-c", KILLED, *killed, *options(inputs, tmp_path / "killed", *given))
+    assert re.findall(r"status (\S+)", printed) == ["-9"] * 6 + ["0"]
+    assert len(set(re.findall(r"(\d) of 8 steps done\n", printed))) > 3
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_accumulation(inputs, run, tmp_path):
     given = ["--max_steps", "4", "--report_to", "none"]
@@ -122,6 +166,77 @@ def test_mae_needs_no_teacher(inputs, run, tmp_path):
     assert len(losses_in(printed)) == 2
     config = EfficientSamForPreTraining.from_pretrained(tmp_path / "model").config
     assert (config.target, config.decoder_config.attention, config.loss_on_visible) == ("pixels", "self", False)
+
+
+def test_the_ablations_are_options(inputs, run, tmp_path):
+    given = ["--loss", "cosine", "--mask_ratio", "0.5", "--decoder", "self", "--max_steps", "1", "--report_to", "none"]
+    (loss,) = losses_in(run(*options(inputs, tmp_path, *given)))
+    config = EfficientSamForPreTraining.from_pretrained(tmp_path / "model").config
+    assert (config.loss, config.mask_ratio, config.decoder_config.attention) == ("cosine", 0.5, "self")
+    assert config.target == "features"
+    assert 0 < loss < 2
+
+
+def test_bfloat16_is_close_to_float32(inputs, run, tmp_path, monkeypatch):
+    given = ["--max_steps", "2", "--report_to", "none"]
+    exact = losses_in(run(*options(inputs, tmp_path / "exact", *given)))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    rounded = losses_in(run(*options(inputs, tmp_path / "rounded", *given)))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert {value.dtype for value in weights_of(tmp_path / "rounded").values()} == {torch.float32}
+
+
+def test_the_bar_counts_from_where_the_run_goes_on(inputs, run, tmp_path):
+    given = ["--max_steps", "4", "--report_to", "none"]
+    run(*options(inputs, tmp_path, *given, "--stop_at", "3"))
+    run(*options(inputs, tmp_path, *given))
+    assert re.search(r"75%\|.*\| 3/4 .*100%\|.*\| 4/4 ", run.errors, re.DOTALL)
+
+
+def test_pushed_to_the_hub_with_a_card(inputs, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "HfApi", FakeApi)
+    printed = run(*options(inputs, tmp_path, "--max_steps", "1", "--report_to", "none", "--push_to_hub", "tiny-sami"))
+    assert "https://hub/commit/1" in printed
+    assert ("create_repo", "tiny-sami") in [call[:2] for call in FakeApi.last.calls]
+    assert {"README.md", "config.json", "model.safetensors", "modeling_efficientsam_sami.py"} <= set(
+        FakeApi.last.files
+    )
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "# tiny-sami" in card
+    assert f"guess the features of {inputs['teacher']}" in card
+
+
+@pytest.mark.parametrize("tracker", ["trackio", "wandb"])
+def test_trackers_get_numbers_and_pictures(tracker, inputs, run, tmp_path, monkeypatch):
+    # Before the import, which is when trackio reads it.
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    pytest.importorskip(tracker)
+    run(*options(inputs, tmp_path / "run", "--max_steps", "2", "--report_to", tracker))
+    content = b"".join(
+        path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".db", ".wandb", ".db-wal")
+    )
+    assert all(name in content for name in (b"loss", b"learning_rate", b"images_per_second", b"reconstruction"))
+    (picture,) = tmp_path.rglob("*.png")
+    assert Image.open(picture).size == (4 * 64, 64)
+
+
+def test_a_data_set_of_tars_is_streamed(inputs, run, tmp_path):
+    """As the Hub holds it, in webdataset's form; the column is then the files' ending."""
+    (tmp_path / "data").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / "data" / f"{shard}.tar", "w") as tar:
+            for number in range(3):
+                content = picture_file(3 * shard + number)
+                entry = tarfile.TarInfo(f"{shard}{number}.png")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    given = options(inputs, tmp_path / "run", "--dataset", str(tmp_path / "data"), "--column", "png")
+    place = given.index("--sources")
+    printed = run(*given[:place], *given[place + 2 :], "--max_steps", "2", "--report_to", "none")
+    assert len(losses_in(printed)) == 2
 
 
 def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_state(inputs, run, tmp_path, monkeypatch):
@@ -150,6 +265,18 @@ def test_too_many_corrupt_pictures_stop(inputs, run, tmp_path):
     given = options({**inputs, "sources": str(tmp_path / "set")}, tmp_path, "--max_steps", "3", "--report_to", "none")
     with pytest.raises(ValueError, match=r"1 of 6 pictures are corrupt, wanted at most 1%: .*class_1/3\.png"):
         run(*given)
+
+
+@pytest.mark.parametrize("attention", ["cross", "self"])
+def test_flops_are_those_of_the_papers_figure(attention):
+    """Multiply-adds of EfficientSAM-Ti by hand: 196 patches, 49 visible, 192 channels, 512 in the decoder."""
+    embedding, link, head = 196 * 768 * 192, 49 * 192 * 512, 196 * 512 * 256
+    encoder = 12 * (49 * 12 * 192**2 + 2 * 49 * 49 * 192)
+    # Of a block's 12 squares of the width, 4 are attention's, half of them keys and values; 8 are the MLP's.
+    queries = 147 if attention == "cross" else 196
+    decoder = 8 * (queries * 10 * 512**2 + 196 * 2 * 512**2 + 2 * queries * 196 * 512)
+    config = EfficientSamSamiConfig(decoder_config={"attention": attention})
+    assert training_flops(config) == 3 * 2 * (embedding + encoder + link + decoder + head)
 
 
 def test_epochs_and_batches_become_steps():

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ def cache_features(
     smallest_area: Annotated[float, typer.Option(help="of the crops; training's")] = 0.2,
     pictures_per_shard: Annotated[int, typer.Option(help="pictures in a file")] = 1000,
     batch_size: Annotated[int, typer.Option(help="pictures that the teacher sees at once")] = 8,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="of the teacher's weights")
+    ] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
 ) -> None:
     """Let a teacher look at every picture once and keep its features, for examples/pretrain_sami.py --cache.
@@ -44,7 +47,8 @@ def cache_features(
     if place == "cuda":
         place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     pictures = find_pictures(sources)
-    loaded = load_teacher(teacher, image_size, not before_neck, teacher_output, mean, std).to(place)
+    weights = getattr(torch, dtype)
+    loaded = load_teacher(teacher, image_size, not before_neck, teacher_output, mean, std, weights).to(place)
     maker = SampleMaker(seed=seed, crop=RandomResizedCrop(smallest_area), crops=crops or None)
     settings = CacheSettings(grid, crops, seed, smallest_area, pictures_per_shard)
     for shard in write_cache(output, pictures, loaded, maker, settings, batch_size, rank, processes):

@@ -75,6 +75,7 @@ class SampleMaker:
         crop: How a square is chosen.
         teacher_size: Side of the same square for a teacher that wants another; None for the student's own.
         crops: Different crops of a picture; the next epochs repeat them. None is as many as there are epochs.
+        crop_seed: Start of the crops' choices alone, such as that of a cache; None for `seed`.
     """
 
     size: int = 224
@@ -83,10 +84,12 @@ class SampleMaker:
     crop: RandomResizedCrop = RandomResizedCrop()
     teacher_size: int | None = None
     crops: int | None = None
+    crop_seed: int | None = None
 
     def draw_crop(self, image: Image.Image, number: int, epoch: int) -> Crop:
         """What is cut out of picture `number` in this epoch."""
-        generator = np.random.default_rng((self.seed, number, epoch % self.crops if self.crops else epoch))
+        seed = self.seed if self.crop_seed is None else self.crop_seed
+        generator = np.random.default_rng((seed, number, epoch % self.crops if self.crops else epoch))
         return self.crop.draw(*image.size, generator)
 
     def make(self, image: Image.Image, number: int, epoch: int) -> dict[str, Any]:

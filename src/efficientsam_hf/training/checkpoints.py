@@ -30,23 +30,42 @@ class Checkpoints:
 
     def resume(self) -> int:
         """Load the newest state, if any; the number of steps already done."""
+        if self.accelerator.is_main_process:
+            self.clear_wrecks()
+        self.accelerator.wait_for_everyone()
         if not (found := self.found()):
             return 0
         step, path = found[-1]
         self.accelerator.load_state(str(path))
         return step
 
+    def clear_wrecks(self) -> None:
+        """Take away what a kill left: half a state, or one that was making room for its successor."""
+        for old in self.folder.glob("step_*.old"):
+            if old.with_suffix("").exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(old.with_suffix(""))
+        for partial in self.folder.glob("step_*.part"):
+            shutil.rmtree(partial)
+
     def save(self, step: int) -> Path:
         """Write the state after `step` steps and drop the oldest ones."""
         path = self.folder / f"step_{step}"
         # A state that was cut off while being written never gets a name that `found` takes.
-        partial = path.with_name(path.name + ".part")
+        partial, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
             partial.rename(path)
-            for _, old in self.found()[: -self.keep]:
-                shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
+            for _, oldest in self.found()[: -self.keep]:
+                # Under another name first: a state half taken away must not be found.
+                wreck = oldest.with_name(oldest.name + ".part")
+                shutil.rmtree(wreck, ignore_errors=True)
+                oldest.rename(wreck)
+                shutil.rmtree(wreck)
         self.accelerator.wait_for_everyone()
         return path

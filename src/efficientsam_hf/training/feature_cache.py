@@ -7,8 +7,9 @@ what a kill left is done again; processes take shards in turn.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,35 @@ def shard_is_whole(folder: Path, shard: int) -> bool:
 
 def write_index(folder: Path, wanted: dict[str, Any]) -> None:
     """Note what the cache holds, or check that the one there holds the same."""
-    if (folder / "index.json").is_file():
-        check_index(folder, wanted)
-        return
-    with written_together([folder / "index.json"]) as (part,):
-        part.write_text(json.dumps(wanted, indent=1) + "\n")
+    index = folder / "index.json"
+    if not index.is_file():
+        # Processes that begin together all write it, each a file of its own.
+        own = folder / f".index.{os.getpid()}.part.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        own.write_text(json.dumps(wanted, indent=1) + "\n")
+        own.replace(index)
+    check_index(folder, wanted)
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """What a cache holds: `teacher`, `settings`, `count`, `pictures`.
+
+    Raises:
+        FileNotFoundError: if there is no cache.
+    """
+    index = Path(folder) / "index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"no feature cache in {folder}: `efficientsam cache-features` makes one")
+    return json.loads(index.read_text())
+
+
+def cutting_as_cached(maker: SampleMaker, folder: str | Path) -> SampleMaker:
+    """A maker that cuts the crops whose features a cache holds; the same maker for a cache of whole pictures."""
+    settings = CacheSettings(**read_index(folder)["settings"])
+    if not settings.crops:
+        return maker
+    crop = replace(maker.crop, smallest_area=settings.smallest_area)
+    return replace(maker, crop=crop, crops=settings.crops, crop_seed=settings.seed)
 
 
 def check_index(folder: Path, wanted: dict[str, Any]) -> None:
@@ -161,7 +186,7 @@ def check_index(folder: Path, wanted: dict[str, Any]) -> None:
     Raises:
         ValueError: naming both.
     """
-    found = json.loads((folder / "index.json").read_text())
+    found = read_index(folder)
     for key, value in wanted.items():
         if found[key] != value:
             raise ValueError(f"the cache in {folder} has {key} {found[key]}, wanted {value}")
@@ -174,7 +199,7 @@ class FeatureCache:
         folder: The cache.
         pictures: What it must be of.
         grid: Side of the student's grid.
-        maker: The crops that training cuts; a cache of crops must have been made of the same.
+        maker: The crops that training cuts; a cache of crops must have been made of the same: `cutting_as_cached`.
         teacher: What it must have been made by; anyone if None.
 
     Raises:
@@ -192,14 +217,12 @@ class FeatureCache:
     ):
         self.folder = Path(folder)
         self.grid = grid
-        if not (self.folder / "index.json").is_file():
-            raise FileNotFoundError(f"no feature cache in {folder}: `efficientsam cache-features` makes one")
+        self.settings = CacheSettings(**read_index(folder)["settings"])
         wanted: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
         check_index(self.folder, {**wanted, "count": len(pictures), "pictures": pictures_digest(pictures)})
-        self.index = json.loads((self.folder / "index.json").read_text())
-        self.settings = CacheSettings(**self.index["settings"])
         if self.settings.crops:
-            own = {"grid": grid, "crops": maker.crops, "seed": maker.seed, "smallest_area": maker.crop.smallest_area}
+            seed = maker.seed if maker.crop_seed is None else maker.crop_seed
+            own = {"grid": grid, "crops": maker.crops, "seed": seed, "smallest_area": maker.crop.smallest_area}
             kept = {name: getattr(self.settings, name) for name in own}
             if kept != own:
                 raise ValueError(f"the cache in {folder} holds the crops {kept}, wanted {own}")

@@ -94,7 +94,11 @@ class BestScore:
 def log_pictures(accelerator: Accelerator, pictures: dict[str, np.ndarray], step: int) -> None:
     """Give pictures (H, W, 3) uint8 to every tracker that takes some."""
     for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_images"):
+        if tracker.name == "trackio":
+            import trackio
+
+            tracker.log({name: trackio.Image(picture) for name, picture in pictures.items()}, step=step)
+        elif hasattr(tracker, "log_images"):
             # TensorBoard must be told that channels come last.
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({name: picture[None] for name, picture in pictures.items()}, step=step, **layout)

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_efficientsam import EfficientSamSamiConfig
-from ..modeling_efficientsam_sami import join_patches
+from ..modeling_efficientsam_sami import EfficientSamForPreTraining, join_patches
 from .teachers import Teacher
 
 
@@ -83,3 +84,19 @@ def principal_colours(targets: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
     low, high = shown[0].flatten(0, 2).quantile(torch.tensor([0.02, 0.98], device=centre.device), dim=0)
     first, second = (((colours - low) / (high - low + 1e-6)).clamp(0, 1).permute(0, 3, 1, 2) for colours in shown)
     return first, second
+
+
+def training_flops(config: EfficientSamSamiConfig) -> int:
+    """Floating-point operations of a training step without its teacher, a picture, for model FLOP utilisation.
+
+    Three times the matrix products and convolutions of the forward pass, as is usual: going back takes twice as many.
+    What is done again to save memory does not count.
+    """
+    side, cells = config.vision_config.pretrain_image_size, config.vision_config.position_grid_size
+    with torch.device("meta"):
+        model = EfficientSamForPreTraining(config)
+        # As plain products: PyTorch's counter knows attention on a CPU in no other form.
+        model.set_attn_implementation("eager")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, side, side), noise=torch.empty(1, cells**2))
+    return 3 * counter.get_total_flops()

@@ -53,8 +53,10 @@ class Teacher(nn.Module):
         return digest.hexdigest()[:16]
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for features to be the same: `name`, `image_size`, `weights`."""
-        return {"name": self.name, "image_size": self.image_size, "weights": self.weights_digest()}
+        """What must be the same for features to be the same: `name`, `image_size`, `dtype`, `weights`."""
+        dtype = getattr(getattr(self, "encoder", self.mean), "dtype", torch.float32)
+        named = {"name": self.name, "image_size": self.image_size, "dtype": str(dtype).removeprefix("torch.")}
+        return {**named, "weights": self.weights_digest()}
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, grid: int | None = None) -> Tensor:
