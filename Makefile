@@ -1,5 +1,5 @@
 # Everything happens in .venv, which these targets make, and which `make clean` takes away; nothing outside it changes.
-.PHONY: demo test style check docs clean
+.PHONY: demo test style check docs linkcheck clean
 .NOTPARALLEL:
 
 DEMO_PHOTO ?= examples/images/coffee.jpg
@@ -34,8 +34,13 @@ check: .venv/dev
 	$(BIN)/typos
 
 docs: .venv/docs
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -j 2 -b html docs docs/_build/html
+	$(BIN)/linkchecker --config docs/linkcheckerrc docs/_build/html/index.html
 	@echo "docs/_build/html/index.html"
+
+# Follows the links that leave the pages, which needs the network.
+linkcheck: .venv/docs
+	$(BIN)/python -m sphinx --quiet -D nb_execution_mode=off -b linkcheck docs docs/_build/linkcheck
 
 clean:
 	rm -rf .venv demo dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,7 +7,8 @@
 `none` starts from noise, `mae` from guessing pixels, `sami` from guessing the teacher's features, for as many steps of
 as many pictures. Each then gets the same new neck and mask decoder, and is fine-tuned by examples/finetune_sa1b.py
 with the same options and the same pictures, clicks and boxes in the same order. Reported for each start, with the
-range over the seeds: mean IoU with the true box and with one click in the middle of the mask; and, before fine-tuning,
+range over the seeds: mean IoU by the protocols box and centroid (one click, in the middle of the mask); and, before
+fine-tuning,
 how often the nearest neighbour by the mean of the encoder's last patches is of the same kind (`--kinds`: each folder
 is one; `--species`: the masks of a folder say).
 
@@ -33,11 +34,10 @@ from efficientsam_hf import (
     EfficientSamProcessor,
     EfficientSamSamiConfig,
     load_checkpoint,
-    segment,
 )
 from efficientsam_hf.data.images import find_pictures
 from efficientsam_hf.data.sa1b import find_pairs
-from efficientsam_hf.masks_efficientsam import decode_rle
+from efficientsam_hf.evaluation.interactive import evaluate_interactive
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STARTS = ("none", "mae", "sami")
@@ -98,30 +98,15 @@ def finetune(args: argparse.Namespace, model: Path, seed: int, room: Path) -> Pa
     return room / "model"
 
 
-def middle_of(mask: np.ndarray) -> list[int]:
-    """The pixel x, y of a mask that is nearest to its centre of mass."""
-    y, x = np.nonzero(mask)
-    nearest = np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2)
-    return [int(x[nearest]), int(y[nearest])]
-
-
-@torch.no_grad()
 def mean_iou(folder: Path, sets: list[str]) -> dict[str, float]:
-    """With the true box, and with one click; what a set calls `ignore` is left out."""
+    """With the true box, and with one click."""
     model, processor = load_checkpoint(folder, device="cpu")
-    found: dict[str, list[float]] = {"box": [], "click": []}
-    for pair in [pair for name in sets for pair in find_pairs(name)]:
-        photo = pair.read_image()
-        for record in pair.read_annotations():
-            mask = decode_rle(record["segmentation"]).numpy().astype(bool)
-            known = ~decode_rle(record["ignore"]).numpy().astype(bool) if "ignore" in record else np.True_
-            y, x = np.nonzero(mask)
-            prompts = {"box": {"boxes": [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]}}
-            prompts["click"] = {"points": [middle_of(mask)]}
-            for kind, prompt in prompts.items():
-                answer = segment(model, processor, photo, **prompt).masks[0, 0].cpu().numpy().astype(bool) & known
-                found[kind].append((answer & mask).sum() / (answer | mask).sum())
-    return {kind: float(np.mean(values)) for kind, values in found.items()}
+    pairs = [pair for name in sets for pair in find_pairs(name)]
+    found = {}
+    for kind, protocol in (("box", "box"), ("click", "centroid")):
+        scores = evaluate_interactive(model, processor, pairs, protocol, prompts=(1,), oracle=False)
+        found[kind] = scores["at"]["1"]["miou"]
+    return found
 
 
 def pictures_of_kinds(folders: list[str]) -> list[tuple]:

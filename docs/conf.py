@@ -1,21 +1,37 @@
 """Sphinx reads this; `make docs` runs it. Everything is built from the tree, without a network."""
 
-import re
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "efficientsam-hf"
 author = "The efficientsam-hf contributors"
 copyright = "2026, the efficientsam-hf contributors"
 version = release = installed_version("efficientsam-hf")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "building.reference",
+    "building.rooms",
+]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "efficientsam-hf"
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
+copybutton_prompt_text = "$ "
+copybutton_line_continuation_character = "\\"
 
 # Docstrings are Markdown as in transformers: a word between single backticks is code.
 default_role = "code"
 myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
 
 # What a class inherits from torch or transformers is written for their documentation, in other markup.
 autodoc_inherit_docstrings = False
@@ -30,31 +46,9 @@ napoleon_use_rtype = False
 nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
+# Progress bars and log lines; an error is an exception all the same.
+nb_output_stderr = "remove"
+nb_merge_streams = True
 
-
-def markdown_code(app, what, name, obj, options, lines: list[str]) -> None:
-    """Turn the code of docstrings, between fences or indented under `Example:`, into Sphinx's code blocks."""
-    found: list[str] = []
-    block = None
-    for line in lines:
-        fence = re.match(r"( *)```(\w*)$", line)
-        if fence and block != "fence":
-            block = "fence"
-            found += ["", f"{fence[1]}.. code-block:: {fence[2] or 'text'}", ""]
-        elif fence:
-            block = None
-            found.append("")
-        elif block == "example" and line[:1].strip():
-            block = None
-            found.append(line)
-        elif re.match(r"Examples?:$", line):
-            block = "example"
-            found += [line, "    .. code-block:: python", ""]
-        else:
-            found.append(f"    {line}" if block else line)
-    lines[:] = found
-
-
-def setup(app) -> None:
-    # Before napoleon, whose own listener has the usual priority of 500.
-    app.connect("autodoc-process-docstring", markdown_code, priority=400)
+linkcheck_timeout = 20
+linkcheck_anchors_ignore_for_url = ["https://github.com/.*"]

@@ -8,34 +8,38 @@ From a model (a folder or a Hub id), or from scratch with a config:
 A source is a folder or a tar of .jpg and .json pairs, `instances.json:FOLDER`, or a folder of `images/` and `masks/`;
 all are drawn from by number. A pattern such as "sa_*.tar" (in quotes) or an address such as hf://... is streamed.
 
-The same command started again goes on where the last one stopped. Progress goes to the terminal and to tensorboard;
-the trained model and its processor lie in OUTPUT_DIR/model.
+Launch files for several GPUs lie in examples/accelerate. The same command started again goes on where the last one
+stopped. The trained model and its processor lie in OUTPUT_DIR/model, the best one so far in OUTPUT_DIR/best.
 """
 
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import broadcast_object_list, send_to_device, set_seed
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, HfArgumentParser
 
-from efficientsam_hf import EfficientSamConfig, EfficientSamModel, EfficientSamProcessor
+from efficientsam_hf import EfficientSamConfig, EfficientSamModel, EfficientSamProcessor, push_to_hub, save_for_hub
 from efficientsam_hf.data.augmentation import Augmentation
 from efficientsam_hf.data.pair_reading import PairReader
 from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
 from efficientsam_hf.data.shards import find_shards, is_streamed
-from efficientsam_hf.data.sources import find_labelled_pictures
+from efficientsam_hf.data.sources import find_labelled_pictures, split_pictures
 from efficientsam_hf.data.streaming import ShardStream, StreamPosition
 from efficientsam_hf.efficientnet import start_from_efficientnet
+from efficientsam_hf.evaluation.held_out import score_held_out
 from efficientsam_hf.training.checkpoints import Checkpoints
+from efficientsam_hf.training.extension import extend_prompts
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
+from efficientsam_hf.training.lora import add_lora, merge_lora
 from efficientsam_hf.training.optimization import (
+    encoder_shares,
     freeze,
     parameter_groups,
     seeded_generator,
@@ -43,6 +47,13 @@ from efficientsam_hf.training.optimization import (
     warmup_cosine,
     warmup_linear,
 )
+from efficientsam_hf.training.overlays import answer_boxes, draw_answers, find_examples
+from efficientsam_hf.training.progress import BestScore, LossMeter, batches_per_step, log_pictures, steps_of
+from efficientsam_hf.training.recipes import RECIPES, PromptRecipe
+from efficientsam_hf.training.weights import averaged_model, trained_model, twin_for_shards
+
+# The mean squared error of a predicted IoU is below 1 unless something has gone wrong; early on it may be a bit more.
+MOST_IOU_ERROR = 10.0
 
 
 @dataclass
@@ -56,42 +67,64 @@ class Arguments:
     stem: str | None = field(
         default=None, metadata={"help": "EfficientNet-Lite weights (.pth) to start the stem from"}
     )
+    negative_points: bool = field(default=False, metadata={"help": "add background clicks to a model without them"})
+    mask_prompts: bool = field(default=False, metadata={"help": "add mask prompts to a model without them"})
+    max_prompt_points: int | None = field(default=None, metadata={"help": "give a model's prompts so many slots"})
+    single_mask: bool = field(default=False, metadata={"help": "train mask token 0 to answer alone"})
     image_size: int | None = field(default=None, metadata={"help": "side in pixels to train at; default: the model's"})
-    masks_per_image: int = field(default=64, metadata={"help": "masks drawn from a picture"})
+    masks_per_image: int = field(default=32, metadata={"help": "masks drawn from a picture; SAM: 64 a GPU"})
     smallest_mask: float = field(default=0.0, metadata={"help": "masks covering less of the picture are left out"})
-    rounds: int = field(default=1, metadata={"help": "prompts an object gets: one, then a click on an error each"})
-    box_chance: float = field(default=0.5, metadata={"help": "how often the first prompt is a box"})
+    recipe: str = field(default="paper", metadata={"help": f"what an object is asked: {', '.join(RECIPES)}"})
+    rounds: int | None = field(default=None, metadata={"help": "prompts an object gets, in place of the recipe's"})
+    box_chance: float | None = field(default=None, metadata={"help": "how often the first prompt is a box, likewise"})
     every_iou: bool = field(default=False, metadata={"help": "train the predicted IoU of all masks of a prompt"})
     smallest_crop: float = field(default=1.0, metadata={"help": "random crops down to this share of each side"})
+    smallest_scale: float = field(default=1.0, metadata={"help": "pictures are shrunk down to this share"})
     flip: float = field(default=0.0, metadata={"help": "chance of a mirror image"})
     color: float = field(default=0.0, metadata={"help": "largest relative change of brightness, contrast, saturation"})
     shapes: float = field(default=0.0, metadata={"help": "chance that masks are random shapes of another picture"})
     objects: float = field(default=0.0, metadata={"help": "chance that masks are objects pasted from other pictures"})
     hold_out: int = field(default=0, metadata={"help": "every so many-th pair of a source is not trained on; 0: all"})
+    eval_sources: list[str] = field(
+        default_factory=list, metadata={"help": "to measure on; default: what is held out"}
+    )
+    eval_pictures: int = field(default=50, metadata={"help": "of them, how many are looked at"})
+    eval_every: int = field(default=1000, metadata={"help": "steps between two measurements"})
+    patience: int = field(default=0, metadata={"help": "measurements without a better one to stop after; 0: go on"})
     lanes: int = field(
         default=0, metadata={"help": "streams read side by side, a multiple of processes x workers; 0: just that"}
     )
-    batch_size: int = field(default=2, metadata={"help": "pictures a process and step"})
-    accumulate: int = field(default=1, metadata={"help": "batches before the weights move"})
-    max_steps: int = field(default=437_000, metadata={"help": "weight updates; 5 epochs of SA-1B, 128 pictures each"})
+    total_batch: int = field(default=128, metadata={"help": "pictures a weight update, all processes together"})
+    batch_size: int = field(default=2, metadata={"help": "pictures a process takes at once"})
+    epochs: float = field(default=5, metadata={"help": "times that all pictures are seen"})
+    pictures: int | None = field(default=None, metadata={"help": "in an epoch; default: those by number are counted"})
+    max_steps: int | None = field(default=None, metadata={"help": "weight updates, instead of epochs"})
     learning_rate: float = field(default=4e-4, metadata={"help": "at its peak"})
     encoder_rate: float = field(default=1.0, metadata={"help": "the image encoder's learning rate, as a share of it"})
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "what a layer of the encoder has of the next one's rate"}
+    )
     stem_rate: float = field(
         default=1.0, metadata={"help": "the convolutional stem's learning rate, as a share of it"}
     )
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "names or patterns of parameters that stay as they are"}
     )
+    lora: int = field(default=0, metadata={"help": "rank of adapters in the encoder, which stays as it is; 0: none"})
     schedule: str = field(default="linear", metadata={"help": "linear or cosine, down to 0"})
     warmup: int = field(default=250, metadata={"help": "steps of linear climb"})
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients longer than this are cut"})
+    ema: float = field(default=0.0, metadata={"help": "decay of the weights' moving average, such as 0.9999; 0: none"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory, more time"})
     max_minutes: float | None = field(default=None, metadata={"help": "stop and save after this time, to go on later"})
     seed: int = field(default=0, metadata={"help": "start of all random choices"})
     workers: int = field(default=0, metadata={"help": "processes that read pictures"})
+    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, trackio, wandb, all or none"})
     log_every: int = field(default=50, metadata={"help": "steps between two lines"})
     save_every: int = field(default=1000, metadata={"help": "steps between two states"})
     keep: int = field(default=2, metadata={"help": "states kept"})
+    push_to_hub: str | None = field(default=None, metadata={"help": "repository for OUTPUT_DIR/model"})
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.config is None):
@@ -100,106 +133,192 @@ class Arguments:
             raise ValueError("--stem starts a new model's stem: give it with --config")
         if self.schedule not in ("linear", "cosine"):
             raise ValueError(f"--schedule must be linear or cosine, got {self.schedule!r}")
+        if self.recipe not in RECIPES:
+            raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {self.recipe!r}")
         if len({is_streamed(source) for source in self.sources}) > 1:
             raise ValueError(f"--sources must be all streamed (patterns, addresses) or none, got {self.sources}")
+        if is_streamed(self.sources[0]) and self.pictures is None and self.max_steps is None:
+            raise ValueError("a stream does not say how long it is: give --pictures or --max_steps, got neither")
+
+    def prompt_recipe(self) -> PromptRecipe:
+        """The recipe with what is given in place of its own."""
+        recipe, given = RECIPES[self.recipe], {"rounds": self.rounds, "box_chance": self.box_chance}
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(recipe, every_iou=recipe.every_iou or self.every_iou, **given)
+
+    def augmentation(self) -> Augmentation:
+        """Changes of the pictures; the paper has none."""
+        return Augmentation(self.smallest_crop, self.flip, self.color, self.shapes, self.objects, self.smallest_scale)
 
 
 def build(args: Arguments) -> tuple[EfficientSamModel, EfficientSamProcessor]:
     """The model to train and its processor."""
     if args.model is not None:
         model = EfficientSamModel.from_pretrained(args.model, dtype=torch.float32)
-        return model, EfficientSamProcessor.from_pretrained(args.model)
-    config = EfficientSamConfig(**json.loads(Path(args.config).read_text()))
-    processor = EfficientSamProcessor.from_model_config(config)
-    # The released weights saw pictures shrunk without antialiasing; whoever starts anew need not.
-    processor.image_processor.antialias = True
-    model = EfficientSamModel(config)
+        processor = EfficientSamProcessor.from_pretrained(args.model)
+    else:
+        config = EfficientSamConfig(**json.loads(Path(args.config).read_text()))
+        model, processor = EfficientSamModel(config), EfficientSamProcessor.from_model_config(config)
+        # The released weights saw pictures shrunk without antialiasing; whoever starts anew need not.
+        processor.image_processor.antialias = True
     if args.stem is not None:
         start_from_efficientnet(model.vision_encoder.embeddings.patch_embedding, args.stem)
-    return model, processor
+    extend_prompts(
+        model,
+        negative_points=args.negative_points,
+        mask_prompts=args.mask_prompts,
+        max_prompt_points=args.max_prompt_points,
+        seed=args.seed,
+    )
+    model.config.mask_decoder_config.single_mask_token |= args.single_mask
+    freeze(model, args.freeze)
+    if args.lora:
+        add_lora(model, args.lora)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model, processor.extended(model.config)
 
 
 def main(args: Arguments) -> None:
     """Build, prepare, loop, save."""
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.accumulate,
-        log_with="tensorboard",
+        log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
-        # Mask token 0 answers no training prompt, so its network gets no gradient.
+        step_scheduler_with_optimizer=False,
+        # A mask token that answers no prompt, or is never nearest, has a network without a gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     accelerator.init_trackers("log", {k: v for k, v in asdict(args).items() if isinstance(v, int | float | str)})
+    accumulate = batches_per_step(args.total_batch, args.batch_size, accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = accumulate
     set_seed(args.seed)
+    sources, held = find_pictures(args)
+    count = args.pictures or sum(map(len, sources))
+    max_steps = args.max_steps if args.max_steps is not None else steps_of(args.epochs, count, args.total_batch)
+
     model, processor = build(args)
-    task = InteractiveSegmentation(model, rounds=args.rounds, box_chance=args.box_chance, every_iou=args.every_iou)
-    freeze(model, args.freeze)
-    rates = {"model.vision_encoder.embeddings.patch_embedding.blocks": args.stem_rate}
-    rates["model.vision_encoder."] = args.encoder_rate
-    groups = parameter_groups(task, args.weight_decay, rates)
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+    shares = encoder_shares(
+        model.config.vision_config.num_hidden_layers, args.encoder_rate, args.stem_rate, args.layer_decay
+    )
+    twin, ema = twin_for_shards(accelerator, model), averaged_model(accelerator, model, args.ema)
+    task = InteractiveSegmentation(model, args.prompt_recipe())
+    optimizer = torch.optim.AdamW(parameter_groups(task, args.weight_decay, shares), lr=args.learning_rate)
     task, optimizer = accelerator.prepare(task, optimizer)
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
-    position = None
-    if is_streamed(args.sources[0]):
+    position, best = None, BestScore(args.patience)
+    if not sources:
         position = StreamPosition(args.lanes or accelerator.num_processes * max(args.workers, 1))
         accelerator.register_for_checkpointing(position)
+    accelerator.register_for_checkpointing(best)
     step = checkpoints.resume()
     if position is None:
-        loader = accelerator.prepare(build_loader(args, processor, step, accelerator.num_processes))
+        loader = accelerator.prepare(numbered_batches(args, sources, processor, step, max_steps))
     else:
         loader = streamed_batches(args, processor, step, accelerator, position)
     schedule = {"linear": warmup_linear, "cosine": warmup_cosine}[args.schedule]
     size, processes = sum(parameter.numel() for parameter in model.parameters()), accelerator.num_processes
-    accelerator.print(f"{size:,} parameters, {processes} process(es), {step} of {args.max_steps} steps done")
+    trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+    accelerator.print(f"{size:,} parameters, {trained:,} of them trained, {len(held)} pictures to measure on")
+    accelerator.print(f"{processes} process(es) of {accumulate} batch(es) a step, {step} of {max_steps} steps done")
 
     task.train()
+    meter = LossMeter(accelerator, checkpoints, most={"iou": MOST_IOU_ERROR})
     start, first_step = time.monotonic(), step
-    for number, batch in enumerate(loader):
-        set_learning_rate(optimizer, schedule(step, peak=args.learning_rate, warmup=args.warmup, total=args.max_steps))
+    started, reported = start, step
+    for number, batch in enumerate(islice(loader, max(max_steps - step, 0) * accumulate)):
+        rate = schedule(step, peak=args.learning_rate, warmup=args.warmup, total=max_steps)
+        set_learning_rate(optimizer, rate)
         with accelerator.accumulate(task):
+            # By the batch's number over all processes, so that two draw what one would.
+            draw = (first_step * accumulate + number) * processes + accelerator.process_index
             # Called, never task.forward: the call is what synchronises the processes.
-            draw = (args.seed, first_step * args.accumulate + number, accelerator.process_index)
-            losses = task(**batch, generator=seeded_generator(*draw, device=accelerator.device))
+            losses = task(**batch, generator=seeded_generator(args.seed, draw, device=accelerator.device))
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(task.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
+        meter.add(losses)
         if not accelerator.sync_gradients:
             continue
         step += 1
-        elapsed = time.monotonic() - start
-        if step % args.log_every == 0 or step == args.max_steps:
-            values = {name: value.item() for name, value in losses.items()}
-            accelerator.log(values, step=step)
-            text = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-            accelerator.print(f"step {step}: {text} ({elapsed / (step - first_step):.3f} s a step)", flush=True)
-        if step % args.save_every == 0:
-            checkpoints.save(step)
-        if args.max_minutes is not None and elapsed > 60 * args.max_minutes:
+        if ema is not None:
+            ema.update_parameters(accelerator.unwrap_model(task).model)
+        late = args.max_minutes is not None and time.monotonic() - start > 60 * args.max_minutes
+        if late:
             accelerator.set_trigger()
         # Asked of all, because each process has a clock of its own, and one that stopped alone would hang the others.
-        if args.max_minutes is not None and accelerator.check_trigger():
+        stopping = args.max_minutes is not None and accelerator.check_trigger()
+        saving, measuring = step % args.save_every == 0, step % args.eval_every == 0 or step == max_steps
+        if step % args.log_every == 0 or saving or measuring or stopping:
+            values, seconds = meter.read(step), (time.monotonic() - started) / (step - reported)
+            text = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+            accelerator.print(f"step {step}: {text} ({seconds:.3f} s a step)", flush=True)
+            speed = {"learning_rate": rate, "images_per_second": args.total_batch / seconds}
+            accelerator.log({**values, **speed}, step=step)
+            reported, started = step, time.monotonic()
+        if measuring and held:
+            measure(args, accelerator, trained_model(accelerator, task, ema, twin), processor, held, best, step)
+            started = time.monotonic()
+        if saving and step != max_steps:
+            checkpoints.save(step)
+        if stopping or best.is_over:
             break
 
     checkpoints.save(step)
     # Saving has gathered what all processes skipped.
     if position is not None and position.skipped:
         accelerator.print(f"{len(position.skipped)} skipped, such as: {'; '.join(sorted(position.skipped)[:3])}")
+    model = trained_model(accelerator, task, ema, twin)
     # The wrapper goes before the process group: the other way round the last of gloo's threads may wait for Python
     # while Python waits for it.
     task, optimizer = accelerator.free_memory(task, optimizer)
     accelerator.end_training()
     if accelerator.is_main_process:
-        folder = Path(args.output_dir) / "model"
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        print(f"{step} of {args.max_steps} steps done, model in {folder}")
+        save(args, model, processor, Path(args.output_dir) / "model")
+        print(f"{step} of {max_steps} steps done, model in {Path(args.output_dir) / 'model'}")
+        if args.push_to_hub:
+            print(push_to_hub(merge_lora(model) if args.lora else model, processor, args.push_to_hub, card(args)))
 
 
-def training_pairs(source: str, hold_out: int) -> list[LabelledPicture]:
-    """The pictures of a source without every `hold_out`-th, the first one among them: those choose between models."""
-    return [pair for number, pair in enumerate(find_labelled_pictures(source)) if not hold_out or number % hold_out]
+def measure(
+    args: Arguments,
+    accelerator: Accelerator,
+    model: EfficientSamModel,
+    processor: EfficientSamProcessor,
+    pictures: list[LabelledPicture],
+    best: BestScore,
+    step: int,
+) -> None:
+    """Mean IoU on held-out pictures by box and clicks, some of them drawn, the best model kept; one process works."""
+    scores = [{}]
+    if accelerator.is_main_process:
+        scores = [score_held_out(model, processor, pictures, masks=args.masks_per_image)]
+    scores = broadcast_object_list(scores)[0]
+    accelerator.print(f"measured at step {step}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    accelerator.log({f"held_out_{name}": value for name, value in scores.items()}, step=step)
+    better = best.add(sum(scores.values()) / len(scores), step)
+    if accelerator.is_main_process:
+        examples = find_examples(pictures)
+        drawn = draw_answers(examples, [[answer_boxes(model, processor, example)] for example in examples])
+        log_pictures(accelerator, {"truth_and_answer": drawn}, step)
+        if better:
+            save(args, model, processor, Path(args.output_dir) / "best")
+    accelerator.wait_for_everyone()
+
+
+def find_pictures(args: Arguments) -> tuple[list[list[LabelledPicture]], list[LabelledPicture]]:
+    """Pictures to train on by source, none where they are streamed, and those to measure on."""
+    streamed = is_streamed(args.sources[0])
+    splits = [] if streamed else [split_pictures(find_labelled_pictures(name), args.hold_out) for name in args.sources]
+    held = [held for _, held in splits]
+    if args.eval_sources:
+        held = [find_labelled_pictures(name) for name in args.eval_sources]
+    # From all of them alike, a source being sorted by name.
+    each = -(-args.eval_pictures // max(len(held), 1))
+    return [train for train, _ in splits], list(
+        chain.from_iterable(part[:: -(-len(part) // each) or 1] for part in held)
+    )
 
 
 def training_size(args: Arguments, processor: EfficientSamProcessor) -> BaseImageProcessor:
@@ -215,42 +334,50 @@ def streamed_batches(
     args: Arguments, processor: EfficientSamProcessor, step: int, accelerator: Accelerator, position: StreamPosition
 ) -> Iterator[dict[str, torch.Tensor]]:
     """This process's batches from `step` on, which move `position`; Accelerate would divide them once more."""
-    reader = PairReader(
-        training_size(args, processor),
-        args.masks_per_image,
-        Augmentation(args.smallest_crop, args.flip, args.color, args.shapes, args.objects),
-        args.smallest_mask,
-    )
+    size = training_size(args, processor)
+    reader = PairReader(size, args.masks_per_image, args.augmentation(), args.smallest_mask)
     stream = ShardStream(
         find_shards(args.sources),
         reader.read,
         position,
         args.batch_size,
-        first_batch=step * args.accumulate * accelerator.num_processes,
+        first_batch=step * accelerator.gradient_accumulation_steps * accelerator.num_processes,
         rank=accelerator.process_index,
         ranks=accelerator.num_processes,
         seed=args.seed,
         hold_out=args.hold_out,
     )
     loader = DataLoader(stream, args.batch_size, num_workers=args.workers, pin_memory=torch.cuda.is_available())
-    for batch in islice(loader, (args.max_steps - step) * args.accumulate):
+    for batch in loader:
         yield send_to_device(position.advance(batch), accelerator.device, non_blocking=True)
 
 
-def build_loader(args: Arguments, processor: EfficientSamProcessor, step: int, processes: int) -> DataLoader:
+def numbered_batches(
+    args: Arguments, sources: list[list[LabelledPicture]], processor: EfficientSamProcessor, step: int, max_steps: int
+) -> DataLoader:
     """Batches from `step` on; the numbers of their samples are all that they depend on."""
-    per_step = args.batch_size * args.accumulate * processes
     samples = Sa1bSamples(
-        [training_pairs(source, args.hold_out) for source in args.sources],
+        sources,
         training_size(args, processor),
-        length=args.max_steps * per_step,
+        length=max_steps * args.total_batch,
         masks_per_image=args.masks_per_image,
-        augmentation=Augmentation(args.smallest_crop, args.flip, args.color, args.shapes, args.objects),
+        augmentation=args.augmentation(),
         seed=args.seed,
-        first=step * per_step,
+        first=step * args.total_batch,
         smallest_share=args.smallest_mask,
     )
-    return DataLoader(samples, batch_size=args.batch_size, num_workers=args.workers)
+    return DataLoader(samples, args.batch_size, num_workers=args.workers, pin_memory=torch.cuda.is_available())
+
+
+def save(args: Arguments, model: EfficientSamModel, processor: EfficientSamProcessor, folder: Path) -> None:
+    """A folder ready for the Hub; adapters are in the weights."""
+    save_for_hub(merge_lora(model) if args.lora else model, processor, folder, card(args), overwrite=True)
+
+
+def card(args: Arguments) -> str:
+    """What the model's page says."""
+    name = args.push_to_hub or Path(args.output_dir).name
+    return f"# {name}\n\nEfficientSAM, trained from {args.model or args.config} on {', '.join(args.sources)}."
 
 
 if __name__ == "__main__":

@@ -39,14 +39,8 @@ from efficientsam_hf.data.images import CorruptPictures, Picture, StreamedImages
 from efficientsam_hf.training.checkpoints import Checkpoints
 from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels, cutting_as_cached, read_index
 from efficientsam_hf.training.optimization import parameter_groups, set_learning_rate, warmup_cosine
-from efficientsam_hf.training.sami import (
-    LossMeter,
-    batches_per_step,
-    draw_reconstruction,
-    log_picture,
-    model_inputs,
-    steps_of,
-)
+from efficientsam_hf.training.progress import LossMeter, batches_per_step, log_pictures, steps_of
+from efficientsam_hf.training.sami import draw_reconstruction, model_inputs
 from efficientsam_hf.training.teachers import Teacher, load_teacher
 
 
@@ -189,7 +183,7 @@ def main(args: Arguments) -> None:
     accelerator.print(f"{size:,} parameters, {accelerator.num_processes} process(es) of {accumulate} batch(es) a step")
     accelerator.print(f"{step} of {max_steps} steps done", flush=True)
 
-    meter, corrupt = LossMeter(accelerator), CorruptPictures(count)
+    meter, corrupt = LossMeter(accelerator, checkpoints), CorruptPictures(count)
     last = min(max_steps, args.stop_at or max_steps)
     bar = tqdm(total=max_steps, initial=step, disable=not accelerator.is_main_process, unit="step")
     start, reported, names = time.monotonic(), step, []
@@ -206,7 +200,7 @@ def main(args: Arguments) -> None:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        meter.add(outputs.loss)
+        meter.add({"loss": outputs.loss})
         if not accelerator.sync_gradients:
             continue
         step += 1
@@ -214,7 +208,7 @@ def main(args: Arguments) -> None:
         if ema is not None:
             ema.update_parameters(accelerator.unwrap_model(model))
         if step % args.log_every == 0 or step % args.save_every == 0 or step == last:
-            loss, done = meter.read(step), (step - reported) * args.total_batch
+            loss, done = meter.read(step)["loss"], (step - reported) * args.total_batch
             corrupt.add(gather_object(names), done)
             rate, start = done / (time.monotonic() - start), time.monotonic()
             reported, names, learning_rate = step, [], optimizer.param_groups[0]["lr"]
@@ -223,7 +217,7 @@ def main(args: Arguments) -> None:
             accelerator.print(f"{text} ({rate:.1f} images/s)", flush=True)
         if accelerator.is_main_process and (step % args.draw_every == 0 or step == last):
             drawn = draw_reconstruction(inputs, outputs.prediction, outputs.mask, config)
-            log_picture(accelerator.trackers, "reconstruction", drawn, step)
+            log_pictures(accelerator, {"reconstruction": drawn}, step)
         if step % args.save_every == 0 and step != last:
             checkpoints.save(step)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision_operators  # noqa: F401  # before transformers
 
 from efficientsam_hf import EfficientSamConfig, EfficientSamModel
 

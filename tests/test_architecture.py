@@ -29,8 +29,9 @@ FLOORS = [
         "prompts_efficientsam",
         "written_files",
         "mask_settings",
+        "networks",
     },
-    {"image_processing_efficientsam"},
+    {"image_processing_efficientsam", "visualization", "interchange"},
     {"processing_efficientsam", "modeling_efficientsam"},
     {
         "modeling_efficientsam_sami",
@@ -39,10 +40,12 @@ FLOORS = [
         "efficientnet",
         "prediction",
         "mask_search",
-        "visualization",
+        "exported",
+        "compilation",
         "data",
     },
-    {"mask_generation", "hub", "export", "training", "evaluation", "labelling"},
+    {"mask_generation", "hub", "export", "prediction_stream", "training", "evaluation", "labelling"},
+    {"interaction", "publishing"},
     {COMMAND},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

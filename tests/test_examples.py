@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from efficientsam_hf import EfficientSamConfig, EfficientSamModel, EfficientSamP
 from efficientsam_hf.efficientnet import start_from_efficientnet
 
 FINETUNE = REPOSITORY / "examples" / "finetune_sa1b.py"
+CUSTOM = REPOSITORY / "examples" / "finetune_custom.py"
 SCRIPTS = Path(sys.executable).parent
 # Nothing of the machine's own shall matter: not its accelerators, nor its number of cores.
 PLAIN = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
@@ -49,8 +51,8 @@ def options(inputs: dict, output: Path, *more: str) -> list[str]:
         "0.5",
         "--smallest_crop",
         "0.7",
-        "--accumulate",
-        "2",
+        "--total_batch",
+        "4",
     ]
     return [*given, "--batch_size", "2", "--warmup", "1", "--learning_rate", "1e-3", "--log_every", "1", *more]
 
@@ -72,10 +74,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     for name, value in PLAIN.items():
         monkeypatch.setenv(name, value)
 
-    def run_here(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", [str(FINETUNE), *arguments])
+    def run_here(*arguments: str, script: Path = FINETUNE) -> str:
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
         try:
-            runpy.run_path(str(FINETUNE), run_name="__main__")
+            runpy.run_path(str(script), run_name="__main__")
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
@@ -85,9 +87,19 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def run_custom(run):
+    return partial(run, script=CUSTOM)
+
+
 def steps_in(printed: str) -> list[str]:
     """The lines that tell the losses, without the times."""
     return [line.split(" (")[0] for line in printed.splitlines() if line.startswith("step ")]
+
+
+def measured_in(printed: str) -> list[str]:
+    """The lines that tell how good the model is on pictures held out."""
+    return [line for line in printed.splitlines() if line.startswith("measured at step ")]
 
 
 def weights_of(output: Path) -> dict[str, torch.Tensor]:
@@ -98,19 +110,26 @@ def weights_of(output: Path) -> dict[str, torch.Tensor]:
 # Fine-tuning
 
 
+WITH_ALL = ["--ema", "0.5", "--gradient_checkpointing", "--layer_decay", "0.8", "--smallest_scale", "0.5"]
+WITH_ALL += ["--hold_out", "3", "--eval_every", "2", "--eval_pictures", "2", "--lora", "2", "--mask_prompts"]
+
+
 @pytest.mark.slow
-def test_finetuning_stops_and_goes_on_bit_for_bit(inputs, run, tmp_path: Path):
-    given = options(inputs, tmp_path / "parts", "--max_steps", "3")
+@pytest.mark.parametrize("more", [[], WITH_ALL], ids=["plain", "with all"])
+def test_finetuning_stops_and_goes_on_bit_for_bit(more, inputs, run, tmp_path: Path):
+    given = options(inputs, tmp_path / "parts", "--max_steps", "3", *more)
     stopped = launch("accelerate", "launch", str(FINETUNE), *given, "--max_minutes", "0")
-    assert "1 process(es), 0 of 3 steps done" in stopped
+    assert "1 process(es) of 2 batch(es) a step, 0 of 3 steps done" in stopped
     assert "1 of 3 steps done, model in" in stopped
     first = weights_of(tmp_path / "parts")
 
     resumed = run(*given)
-    assert "1 process(es), 1 of 3 steps done" in resumed
+    assert "1 process(es) of 2 batch(es) a step, 1 of 3 steps done" in resumed
     assert "3 of 3 steps done, model in" in resumed
-    whole = run(*options(inputs, tmp_path / "whole", "--max_steps", "3"))
+    whole = run(*options(inputs, tmp_path / "whole", "--max_steps", "3", *more))
     assert steps_in(resumed) == steps_in(whole)[1:] != []
+    assert [line for line in resumed.splitlines() if "measured" in line] == measured_in(whole)
+    assert len(measured_in(whole)) == (2 if more else 0)
     parts, whole = weights_of(tmp_path / "parts"), weights_of(tmp_path / "whole")
     assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
     assert not all(torch.equal(first[name], tensor) for name, tensor in whole.items())
@@ -120,11 +139,123 @@ def test_finetuning_stops_and_goes_on_bit_for_bit(inputs, run, tmp_path: Path):
 def test_finetuning_in_two_processes_stops_in_company(inputs, tmp_path: Path):
     given = options(inputs, tmp_path / "run", "--max_steps", "5", "--max_minutes", "0")
     printed = launch("torchrun", "--nproc-per-node", "2", str(FINETUNE), *given)
-    assert printed.count("2 process(es), 0 of 5 steps done") == 1
+    assert printed.count("2 process(es) of 1 batch(es) a step, 0 of 5 steps done") == 1
     assert printed.count("1 of 5 steps done, model in") == 1
     states = {path.name for path in (tmp_path / "run" / "step_1").iterdir()}
     assert {"random_states_0.pkl", "random_states_1.pkl", "model.safetensors"} <= states
     EfficientSamModel.from_pretrained(tmp_path / "run" / "model")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_with_accumulation(inputs, run, tmp_path: Path):
+    more = ["--max_steps", "3", "--hold_out", "3", "--eval_every", "3"]
+    alone = run(*options(inputs, tmp_path / "one", *more))
+    arguments = options(inputs, tmp_path / "two", *more)
+    together = launch("torchrun", "--nproc-per-node", "2", str(FINETUNE), *arguments)
+    assert "1 process(es) of 2 batch(es) a step" in alone
+    assert "2 process(es) of 1 batch(es) a step" in together
+    assert len(measured_in(together)) == 1
+    losses = [[float(line.split()[3]) for line in steps_in(printed)] for printed in (alone, together)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_that_explodes_names_the_last_good_state(inputs, run, tmp_path: Path):
+    given = options(inputs, tmp_path, "--save_every", "1")
+    run(*given, "--max_steps", "1")
+    with pytest.raises(
+        FloatingPointError, match=r"(loss|focal|dice|iou) is .* at step \d+: the last good state is .*step_1; go on"
+    ):
+        run(*given, "--max_steps", "9", "--learning_rate", "1e9", "--max_grad_norm", "1e9", "--warmup", "0")
+    good = list(tmp_path.glob("step_1"))
+    assert all(
+        torch.isfinite(value).all() for path in good for value in load_file(path / "model.safetensors").values()
+    )
+
+
+def test_the_best_model_is_kept_and_a_hopeless_run_ends(inputs, run, tmp_path: Path):
+    more = ["--max_steps", "9", "--eval_every", "1", "--hold_out", "3", "--patience", "2", "--learning_rate", "0"]
+    printed = run(*options(inputs, tmp_path, *more))
+    assert len(measured_in(printed)) == 3
+    assert "3 of 9 steps done" in printed
+    EfficientSamModel.from_pretrained(tmp_path / "best")
+    assert "box" in measured_in(printed)[0]
+    events = b"".join(path.read_bytes() for path in (tmp_path / "log").glob("events.*"))
+    assert b"held_out_box" in events
+    assert b"truth_and_answer" in events
+
+
+def test_a_model_that_never_had_them_learns_all_kinds_of_prompts(inputs, run, tmp_path: Path):
+    start = EfficientSamModel(tiny_config())
+    start.save_pretrained(tmp_path / "start")
+    EfficientSamProcessor.from_model_config(start.config).save_pretrained(tmp_path / "start")
+    given = ["--model", str(tmp_path / "start"), *options(inputs, tmp_path / "run", "--max_steps", "2")[2:]]
+    given[given.index("--rounds") : given.index("--rounds") + 2] = ["--recipe", "sam", "--single_mask"]
+    printed = run(*given, "--negative_points", "--mask_prompts", "--max_prompt_points", "12")
+    assert len(steps_in(printed)) == 2
+    trained = EfficientSamModel.from_pretrained(tmp_path / "run" / "model")
+    processor = EfficientSamProcessor.from_pretrained(tmp_path / "run" / "model")
+    assert trained.config.mask_decoder_config.single_mask_token
+    assert (processor.max_prompt_points, processor.negative_points, processor.mask_prompts) == (12, True, True)
+    assert trained.config.prompt_encoder_config.padded_prompt_points == 6
+    assert trained.prompt_encoder.background.any()
+
+
+def test_a_run_is_pushed_to_the_hub_on_request(inputs, run, tmp_path: Path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr("efficientsam_hf.push_to_hub", lambda *given: pushed.append(given) or "https://hub/tiny")
+    printed = run(*options(inputs, tmp_path, "--max_steps", "1", "--push_to_hub", "me/tiny", "--lora", "2"))
+    assert "https://hub/tiny" in printed
+    model, _, name, card = pushed[0]
+    assert (name, "# me/tiny" in card) == ("me/tiny", True)
+    assert not any("lora" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("train", ["decoder", "lora", "all"])
+def test_ones_own_pictures_are_learnt(train, inputs, run_custom, tmp_path: Path):
+    start = EfficientSamModel(tiny_config())
+    start.save_pretrained(tmp_path / "start")
+    EfficientSamProcessor.from_model_config(start.config).save_pretrained(tmp_path / "start")
+    given = [
+        "--source",
+        inputs["sources"][0],
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--model",
+        str(tmp_path / "start"),
+    ]
+    given += [
+        "--train",
+        train,
+        "--max_steps",
+        "4",
+        "--eval_every",
+        "2",
+        "--validation",
+        "2",
+        "--learning_rate",
+        "1e-3",
+    ]
+    printed = run_custom(*given)
+    assert "1 pictures to train on, 2 to choose by" in printed
+    assert printed.count("mean IoU box") == 3
+    trained = EfficientSamModel.from_pretrained(tmp_path / "run" / "model")
+    same = torch.equal(trained.vision_encoder.neck.conv1.weight, start.vision_encoder.neck.conv1.weight)
+    assert same or (train == "all" and "best after step 0" not in printed)
+    # Two rows, each the truth, before and after.
+    assert Image.open(tmp_path / "run" / "before_after.png").size == (3 * 324, 2 * 244)
+
+
+def test_ones_own_pictures_want_some_to_choose_by(inputs, run_custom, tmp_path: Path):
+    with pytest.raises(ValueError, match="--train must be decoder, lora or all, got 'encoder'"):
+        run_custom("--source", "x", "--output_dir", str(tmp_path), "--train", "encoder")
+    with pytest.raises(ValueError, match="--validation must be 2 or more, or nothing is trained on; got 1"):
+        run_custom("--source", "x", "--output_dir", str(tmp_path), "--validation", "1")
+    make_folder(tmp_path / "one", scene_files(1))
+    with pytest.raises(ValueError, match=r"wanted two pictures with masks or more in .*one, found 1"):
+        run_custom("--source", str(tmp_path / "one"), "--output_dir", str(tmp_path))
 
 
 def with_sources(inputs: dict, *sources: str) -> dict:
@@ -277,17 +408,25 @@ def test_bad_arguments_are_said(inputs, run, tmp_path: Path, capsys):
         run("--sources", "set", "--output_dir", str(tmp_path), "--model", "tiny", "--stem", "lite.pth")
     with pytest.raises(ValueError, match="--schedule must be linear or cosine, got 'steps'"):
         run(*options(inputs, tmp_path, "--schedule", "steps"))
-    with pytest.raises(ValueError, match="rounds must be 1 to 4: a box takes two of 6 slots; got 5"):
-        run(*options(inputs, tmp_path, "--rounds", "5"))
+    with pytest.raises(ValueError, match="rounds must be 1 to 5: a box takes two of 6 slots; got 6"):
+        run(*options(inputs, tmp_path, "--rounds", "6"))
+    with pytest.raises(ValueError, match="--recipe must be one of paper, sam, sam2, got 'sam3'"):
+        run(*options(inputs, tmp_path, "--recipe", "sam3"))
+    with pytest.raises(
+        ValueError, match=r"the total batch must be a multiple of batch_size \* processes = 2 \* 1, got 3"
+    ):
+        run(*options(inputs, tmp_path, "--total_batch", "3"))
     with pytest.raises(FileNotFoundError, match=r"nothing at .*missing\.tar: wanted a folder or a tar"):
         run(*options(inputs, tmp_path, "--sources", str(tmp_path / "missing.tar")))
     with pytest.raises(ValueError, match=r"--sources must be all streamed \(patterns, addresses\) or none, got"):
         run(*options(inputs, tmp_path, "--sources", "set", "sa_*.tar"))
     stream = with_sources(inputs, inputs["sources"][1].replace("000000", "*"))
     with pytest.raises(ValueError, match="a stream has no second picture to paste from"):
-        run(*options(stream, tmp_path, "--objects", "0.5"))
-    with pytest.raises(ValueError, match="--epochs"):
-        run(*options(inputs, tmp_path, "--epochs", "5"))
+        run(*options(stream, tmp_path, "--objects", "0.5", "--max_steps", "1"))
+    with pytest.raises(ValueError, match="a stream does not say how long it is: give --pictures or --max_steps"):
+        run(*options(stream, tmp_path))
+    with pytest.raises(ValueError, match="--accumulate"):
+        run(*options(inputs, tmp_path, "--accumulate", "5"))
     with pytest.raises(SystemExit):
         run("--config", inputs["config"])
     assert "the following arguments are required: --sources, --output_dir" in capsys.readouterr().err

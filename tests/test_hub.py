@@ -21,7 +21,14 @@ from test_sami_model import make_sami
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
-from efficientsam_hf import EfficientSamModel, EfficientSamProcessor, EfficientSamVisionModel, hub
+from efficientsam_hf import (
+    EfficientSamBackbone,
+    EfficientSamForImageClassification,
+    EfficientSamModel,
+    EfficientSamProcessor,
+    EfficientSamVisionModel,
+    hub,
+)
 
 
 def answers(folder: str, photo: str, names: str, trust_remote_code: bool) -> dict:
@@ -45,13 +52,19 @@ def answers(folder: str, photo: str, names: str, trust_remote_code: bool) -> dic
         masks = [torch.as_tensor(mask) for mask in found["masks"]]
         numbers |= {"scores": found["scores"], "masks": torch.stack(masks)}
         loaded += [processor, generator.model]
+    if names == "AutoBackbone":
+        # Whether the Hub has a repository of this name is what it asks first, of a folder, too.
+        from unittest import mock
+
+        mock.patch("transformers.models.auto.auto_factory.hf_api").start()
     for name in names.split(","):
         model = getattr(transformers, name).from_pretrained(folder, **trust)
         loaded.append(model)
         torch.manual_seed(0)  # pretraining hides patches by chance
         with torch.no_grad():
             outputs = model(**{key: value for key, value in inputs.items() if key != "original_sizes"})
-        numbers |= {f"{name}.{key}": value for key, value in outputs.items()}
+        numbers |= {f"{name}.{key}": value for key, value in outputs.items() if torch.is_tensor(value)}
+        numbers |= {f"{name}.map{n}": value for n, value in enumerate(outputs.get("feature_maps", ()))}
     own = all(type(thing).__module__.startswith("transformers_modules.") for thing in loaded)
     numbers["own code"] = torch.tensor(own)
     return {key: value.contiguous() for key, value in numbers.items()}
@@ -89,6 +102,8 @@ KINDS = {
     "save_pretrained": "AutoModel,AutoModelForMaskGeneration",
     "vision": "AutoModel",
     "sami": "AutoModelForPreTraining",
+    "backbone": "AutoBackbone",
+    "classification": "AutoModelForImageClassification",
 }
 REPO = "someone/tiny"
 
@@ -110,6 +125,11 @@ def folders(tmp_path_factory) -> Path:
     vision = EfficientSamVisionModel.from_pretrained(room / "save_pretrained")
     hub.save_for_hub(vision, processor.image_processor, room / "vision")
     hub.save_for_hub(make_sami(), processor.image_processor, room / "sami")
+    for head in (EfficientSamBackbone, EfficientSamForImageClassification):
+        config = tiny_config().vision_config
+        config.out_features = ["stage1", "neck", "stride8"]
+        kind = "backbone" if head is EfficientSamBackbone else "classification"
+        hub.save_for_hub(head(config), processor.image_processor, room / kind)
     hub.save_for_hub(model, processor, room / "save_for_hub", "# Tiny\n\nFor tests.\n")
     return room
 
@@ -295,6 +315,12 @@ class FakeApi:
     def __init__(self, token=None):
         self.calls = [("token", token)]
         FakeApi.last = self
+
+    def whoami(self):
+        return {"name": "someone"}
+
+    def repo_exists(self, repo_id, repo_type=None):
+        return False
 
     def create_repo(self, repo_id, **kwargs):
         self.calls.append(("create_repo", repo_id, kwargs))

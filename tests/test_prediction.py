@@ -1,11 +1,13 @@
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model, tiny_config
 from PIL import Image
 
-from efficientsam_hf import EfficientSamProcessor, segment
+from efficientsam_hf import EfficientSamProcessor, draw_segmentation, segment, to_supervision
 from efficientsam_hf.masks_efficientsam import decode_rle
 
 
@@ -87,3 +89,49 @@ def test_labels_that_the_weights_never_learnt(processor, model, photo):
         taught, EfficientSamProcessor.from_model_config(taught.config), photo, points=[[24, 20]], labels=[0]
     )
     assert answer.masks.shape == (1, 3, 48, 80)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# In a notebook
+
+
+def test_an_answer_says_what_it_is(processor, model, photo):
+    answer = segment(model, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
+    first, second = answer.scores[:, 0].tolist()
+    assert repr(answer) == f"Segmentation(2 objects, 3 masks each, 48 x 80, best scores: {first:.2f}, {second:.2f})"
+    rows = re.findall(r"<tr><td>(.*?)</td></tr>", answer._repr_html_())
+    assert [row.split("</td><td>")[0] for row in rows] == ["0", "1"]
+    assert [int(row.split("</td><td>")[2].replace(",", "")) for row in rows] == [r["area"] for r in answer.records()]
+
+
+def test_show_draws_the_best_masks(processor, model, photo, tmp_path):
+    box = [10, 8, 40, 30]
+    answer = segment(model, processor, photo, boxes=box)
+    drawn = answer.show(photo, boxes=[box])
+    assert drawn == draw_segmentation(photo, answer.masks[:, 0].numpy(), boxes=[box])
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    assert answer.show(tmp_path / "photo.png", boxes=[box]) == drawn
+    with pytest.raises(ValueError, match="like the photo"):
+        answer.show(photo[:40])
+
+
+def test_records_become_supervision_s_detections(processor, model, photo):
+    supervision = pytest.importorskip("supervision", reason="needs the extra [supervision]")
+    answer = segment(model, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
+    found = answer.to_supervision()
+    assert isinstance(found, supervision.Detections)
+    assert np.array_equal(found.mask, answer.masks[:, 0].numpy())
+    assert np.allclose(found.confidence, answer.scores[:, 0], atol=1e-4)
+    assert np.array_equal(found.area, [record["area"] for record in answer.records()])
+    assert found.data["id"] == [0, 1]
+    # Its own reading of SAM's records, of which ours are a kind, agrees.
+    records = [{**r, "segmentation": decode_rle(r["segmentation"]).numpy()} for r in answer.records()]
+    theirs = supervision.Detections.from_sam(sorted(records, key=lambda record: -record["area"]))
+    order = np.argsort(-found.area, kind="stable")
+    assert np.array_equal(theirs.mask, found.mask[order])
+    widths = theirs.xyxy[:, 2:] - theirs.xyxy[:, :2]
+    assert np.array_equal(widths, (found.xyxy[:, 2:] - found.xyxy[:, :2])[order])
+    labelled = to_supervision([{**record, "category_id": 7} for record in answer.records()])
+    assert labelled.class_id.tolist() == [7, 7]
+    assert supervision.MaskAnnotator().annotate(photo.copy(), found).shape == photo.shape
+    assert len(to_supervision([])) == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from . import pretraining, segmenting, weights
+from . import demo, evaluating, exporting, labelling, pretraining, probing, publishing, segmenting, weights
 
 app = typer.Typer(
     help="Segment anything, made light: EfficientSAM.",
@@ -43,8 +43,18 @@ def one_line_errors(command: Callable) -> Callable:
 COMMANDS: list[Callable[..., None]] = [
     segmenting.predict,
     segmenting.everything,
+    labelling.label,
+    demo.demo,
     weights.convert,
+    exporting.export,
+    publishing.push,
     pretraining.cache_features,
+    probing.probe,
 ]
 for command in COMMANDS:
     app.command()(one_line_errors(command))
+
+evaluate = typer.Typer(help="Measure how good masks are, by the protocols of the field.", no_args_is_help=True)
+for command in evaluating.COMMANDS:
+    evaluate.command()(one_line_errors(command))
+app.add_typer(evaluate, name="evaluate")

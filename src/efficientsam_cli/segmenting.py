@@ -14,7 +14,9 @@ def predict(
     photo: Annotated[str, typer.Argument(help="picture file or URL")],
     point: Annotated[list[str] | None, typer.Option(help="X,Y[,LABEL] in pixels; all points are one object's")] = None,
     box: Annotated[list[str] | None, typer.Option(help="X0,Y0,X1,Y1 in pixels; each box is an object")] = None,
-    model: Annotated[str | None, typer.Option(help="folder or Hub id; the bundled checkpoint if left out")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="folder (exported ones, too) or Hub id; the bundled checkpoint if left out")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="overlay picture; PHOTO_overlay.png here if left out")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="masks as COCO run lengths, SA-1B's layout")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
@@ -67,7 +69,9 @@ def as_objects(points: list, labels: list, boxes: list) -> dict[str, Any]:
 
 def everything(
     source: Annotated[str, typer.Argument(help="picture file or URL, or a folder of pictures")],
-    model: Annotated[str | None, typer.Option(help="folder or Hub id; the bundled checkpoint if left out")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="folder (exported ones, too) or Hub id; the bundled checkpoint if left out")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="overlay picture; for a folder, the folder to write into")
     ] = None,

@@ -3,8 +3,10 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForMaskGeneration,
     AutoModelForPreTraining,
     AutoProcessor,
@@ -13,6 +15,7 @@ from transformers import (
 # Not from the top: there transformers 5.17 has a stand-in for it that asks for torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from .compilation import compile_model
 from .configuration_efficientsam import (
     MAE_BASELINE,
     VARIANTS,
@@ -23,14 +26,18 @@ from .configuration_efficientsam import (
     EfficientSamSamiDecoderConfig,
     EfficientSamVisionConfig,
 )
+from .exported.model import ExportedEfficientSam
 from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
 from .image_processing_efficientsam import EfficientSamImageProcessor
+from .interchange import to_supervision
 from .mask_generation import segment_everything
 from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
+from .modeling_efficientsam_backbone import EfficientSamBackbone, EfficientSamForImageClassification
 from .modeling_efficientsam_sami import EfficientSamForPreTraining
 from .prediction import Segmentation, read_photo, segment
+from .prediction_stream import SegmentationStream
 from .processing_efficientsam import EfficientSamProcessor
-from .visualization import draw_everything, draw_segmentation
+from .visualization import draw_everything, draw_records, draw_segmentation
 
 try:
     __version__ = version("efficientsam-hf")
@@ -51,12 +58,15 @@ for config_class in (
 
 AutoModel.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
 AutoModel.register(EfficientSamVisionConfig, EfficientSamVisionModel, exist_ok=True)
+AutoBackbone.register(EfficientSamVisionConfig, EfficientSamBackbone, exist_ok=True)
+AutoModelForImageClassification.register(EfficientSamVisionConfig, EfficientSamForImageClassification, exist_ok=True)
 AutoModelForMaskGeneration.register(EfficientSamConfig, EfficientSamModel, exist_ok=True)
 AutoModelForPreTraining.register(EfficientSamSamiConfig, EfficientSamForPreTraining, exist_ok=True)
 
 # One class serves both of transformers' backends.
 BACKENDS = dict.fromkeys(("pil", "torchvision"), EfficientSamImageProcessor)
 AutoImageProcessor.register(EfficientSamConfig, image_processor_classes=BACKENDS, exist_ok=True)
+AutoImageProcessor.register(EfficientSamVisionConfig, image_processor_classes=BACKENDS, exist_ok=True)
 AutoImageProcessor.register(EfficientSamSamiConfig, image_processor_classes=BACKENDS, exist_ok=True)
 AutoProcessor.register(EfficientSamConfig, EfficientSamProcessor, exist_ok=True)
 
@@ -64,6 +74,8 @@ AutoProcessor.register(EfficientSamConfig, EfficientSamProcessor, exist_ok=True)
 # load it with trust_remote_code=True. Each class is noted for one Auto class; `hub.save_for_hub` notes all.
 EfficientSamModel.register_for_auto_class("AutoModelForMaskGeneration")
 EfficientSamForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+EfficientSamBackbone.register_for_auto_class("AutoBackbone")
+EfficientSamForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 for own_class in (
     EfficientSamConfig,
     EfficientSamVisionConfig,
@@ -77,7 +89,9 @@ for own_class in (
 __all__ = [
     "MAE_BASELINE",
     "VARIANTS",
+    "EfficientSamBackbone",
     "EfficientSamConfig",
+    "EfficientSamForImageClassification",
     "EfficientSamForPreTraining",
     "EfficientSamImageProcessor",
     "EfficientSamMaskDecoderConfig",
@@ -88,10 +102,14 @@ __all__ = [
     "EfficientSamSamiDecoderConfig",
     "EfficientSamVisionConfig",
     "EfficientSamVisionModel",
+    "ExportedEfficientSam",
     "Segmentation",
+    "SegmentationStream",
     "__version__",
+    "compile_model",
     "default_checkpoint",
     "draw_everything",
+    "draw_records",
     "draw_segmentation",
     "load_checkpoint",
     "push_to_hub",
@@ -99,4 +117,5 @@ __all__ = [
     "save_for_hub",
     "segment",
     "segment_everything",
+    "to_supervision",
 ]

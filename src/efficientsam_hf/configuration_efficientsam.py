@@ -4,11 +4,15 @@ import math
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+
+# Names of the maps of the simple feature pyramid, and how many pixels a cell of each is wide.
+PYRAMID_STRIDES = {"stride4": 4, "stride8": 8, "stride16": 16, "stride32": 32}
 
 
 @strict
-class EfficientSamVisionConfig(PreTrainedConfig):
+class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     """The plain ViT that sees the picture. The defaults are EfficientSAM-Ti's.
 
     Args:
@@ -22,6 +26,10 @@ class EfficientSamVisionConfig(PreTrainedConfig):
         stem_act: Activation of the stem.
         window_size: Side in patches of the attention windows; 0 means that every layer sees the whole picture.
         global_attention_layers: Layers that see the whole picture although `window_size` is set.
+        drop_path_rate: Chance in training that the last layer is skipped for a picture; it grows evenly from 0.
+        pyramid_channels: Channels of each map of a backbone's simple feature pyramid.
+        pooling: What an image classifier reads: the "mean" of all patches, or a "class_token" that sees them.
+        out_features: Names out of `stage_names` that a backbone gives (or `out_indices`); the last layer's if None.
     """
 
     model_type = "efficientsam_vision_model"
@@ -44,10 +52,17 @@ class EfficientSamVisionConfig(PreTrainedConfig):
     global_attention_layers: list[int] | tuple[int, ...] = ()
     hidden_act: str = "gelu"
     attention_dropout: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    pyramid_channels: int = 256
+    pooling: Literal["mean", "class_token"] = "mean"
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {self.drop_path_rate}")
         if any(len(row) != 6 for row in self.stem_stages):
             raise ValueError(
                 "a row of stem_stages is kernel, stride, expansion, channels, repeats, dilation; "
@@ -56,7 +71,16 @@ class EfficientSamVisionConfig(PreTrainedConfig):
         stride = 2 * math.prod(row[1] for row in self.stem_stages)
         if self.stem_stages and stride != self.patch_size:
             raise ValueError(f"the stem must shrink the picture by patch_size {self.patch_size}, got {stride}")
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        if out_features is not None or out_indices is not None:
+            self.set_output_features_output_indices(out_features, out_indices)
         super().__post_init__(**kwargs)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """All that a backbone can give: the input of the first layer, the output of each, the neck's, the pyramid."""
+        layers = [f"stage{number}" for number in range(1, self.num_hidden_layers + 1)]
+        return ["stem", *layers, "neck", *PYRAMID_STRIDES]
 
     @property
     def mlp_dim(self) -> int:
@@ -75,6 +99,8 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
 
     Args:
         max_prompt_points: Slots of a prompt; a point takes one, a box two, the rest hold the trained "no point" token.
+        padded_prompt_points: Slots that shorter prompts are filled up to; None is `max_prompt_points`. It is smaller
+            in weights that learnt longer prompts later, so that the shorter ones are still answered as before.
         negative_points: Whether background clicks (label 0) were trained. Without it a label 0 has no embedding.
         mask_prompts: Whether earlier mask logits were trained as a prompt.
         mask_input_channels: Width of the convolutions that read a mask prompt.
@@ -87,6 +113,7 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
 
     hidden_size: int = 256
     max_prompt_points: int = 6
+    padded_prompt_points: int | None = None
     negative_points: bool = False
     mask_prompts: bool = False
     mask_input_channels: int = 16
@@ -94,6 +121,19 @@ class EfficientSamPromptEncoderConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if not 1 <= self.filled_slots <= self.max_prompt_points:
+            raise ValueError(
+                f"padded_prompt_points must be 1 to max_prompt_points = {self.max_prompt_points}, "
+                f"got {self.padded_prompt_points}"
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def filled_slots(self) -> int:
+        """Slots that the model sees of a prompt that fills fewer."""
+        return self.max_prompt_points if self.padded_prompt_points is None else self.padded_prompt_points
 
 
 @strict
@@ -269,7 +309,7 @@ class EfficientSamSamiConfig(PreTrainedConfig):
         return self.vision_config.num_channels * self.vision_config.patch_size**2
 
 
-# The fields that make MAE of SAMI (He et al., 2022): what the paper compares itself with.
+#: The fields that make MAE of SAMI (He et al., 2022): what the paper compares itself with.
 MAE_BASELINE = {
     "target": "pixels",
     "normalize_targets": True,
@@ -277,7 +317,7 @@ MAE_BASELINE = {
     "decoder_config": {"attention": "self"},
 }
 
-# The encoder's fields that tell one published size from another (Xiong et al., section 4.1); Ti and S were released.
+#: The encoder's fields that tell one published size from another (Xiong et al., section 4.1); Ti and S were released.
 VARIANTS = {
     "tiny": {"hidden_size": 192, "num_attention_heads": 3},
     "small": {"hidden_size": 384, "num_attention_heads": 6},

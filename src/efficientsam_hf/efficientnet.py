@@ -15,9 +15,9 @@ from .modeling_efficientsam import EfficientSamConvolutionalStem
 
 BATCH_NORM_EPS = 1e-3
 
-# EfficientNet-Lite0 down to stride 16, its last two stages dilated instead of shrunk (as DeepLab does), in the form of
-# `EfficientSamVisionConfig.stem_stages`. The first block of the sixth stage is a row of its own: it still sees
-# neighbours at stride 16, while those after it see them twice as far apart.
+#: EfficientNet-Lite0 down to stride 16, its last two stages dilated instead of shrunk (as DeepLab does), in the form
+#: of `EfficientSamVisionConfig.stem_stages`. The first block of the sixth stage is a row of its own: it still sees
+#: neighbours at stride 16, while those after it see them twice as far apart.
 EFFICIENTNET_LITE0 = (
     (3, 1, 1, 16, 1, 1),
     (3, 2, 6, 24, 2, 1),

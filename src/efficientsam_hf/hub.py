@@ -2,12 +2,12 @@
 
 import pickle
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_BACKBONE_MAPPING,
@@ -22,8 +22,11 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_efficientsam import EfficientSamConfig
+from .exported.manifest import is_exported
+from .exported.model import ExportedEfficientSam
 from .modeling_efficientsam import EfficientSamModel
 from .processing_efficientsam import EfficientSamProcessor
+from .written_files import written_beside
 
 # By which names a model may be asked for, and where transformers notes who answers.
 MAPPINGS = {
@@ -61,19 +64,27 @@ def default_checkpoint() -> Path:
 
 def load_checkpoint(
     source: str | Path | None = None, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto"
-) -> tuple[EfficientSamModel, EfficientSamProcessor]:
+) -> tuple[Any, EfficientSamProcessor]:
     """A model ready to predict, and its processor.
 
     Args:
-        source: Folder or Hub id; the checkpoint that comes with the package if None.
-        device: Where to; CUDA or Apple's GPU if there is one, else the CPU, if None.
+        source: Folder or Hub id; the checkpoint that comes with the package if None. A folder that
+            `efficientsam export` wrote gives an `ExportedEfficientSam`, anything else an `EfficientSamModel`.
+        device: Where to; CUDA or Apple's GPU if there is one, else the CPU, if None. An exported folder's runtime has
+            its own names for devices.
         dtype: Of the weights; "auto" is the checkpoint's own, but float32 on a CPU, which is slow or wrong in float16.
 
     Raises:
-        ValueError: if `source` holds another kind of model, or not all of the weights.
+        ValueError: if `source` holds another kind of model, or not all of the weights; if an exported folder's files
+            are not what was exported, or its runtime or device is not installed.
         OSError: if there is no such folder or Hub id.
     """
     source = str(default_checkpoint() if source is None else source)
+    if is_exported(source):
+        if dtype != "auto":
+            raise ValueError(f"{source}: an exported folder keeps its dtype, found dtype={dtype}")
+        exported = ExportedEfficientSam(source, devices=None if device is None else str(device))
+        return exported, EfficientSamProcessor.from_pretrained(source)
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if found != EfficientSamConfig.model_type:
         raise ValueError(f"{source} holds a model of type {found!r}, wanted {EfficientSamConfig.model_type!r}")
@@ -151,8 +162,12 @@ def push_to_hub(
 
     Returns:
         Address of the commit, or of the pull request.
+
+    Raises:
+        ValueError: before anything is uploaded, without a token, and for a repository of something else.
     """
     api = HfApi(token=token)
+    check_repository(api, repo_id)
     with tempfile.TemporaryDirectory() as room:
         folder = save_for_hub(model, processor, Path(room) / "model", card)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -166,6 +181,33 @@ def push_to_hub(
             create_pr=create_pr,
         )
     return commit.pr_url or commit.commit_url
+
+
+def check_repository(api: HfApi, repo_id: str) -> None:
+    """Refuse what would fail, or overwrite something else, before anything is made or uploaded.
+
+    Raises:
+        ValueError: without a token that the Hub knows, and for a name of a data set, a Space, or another model.
+    """
+    if repo_id.count("/") > 1 or ":" in repo_id:
+        raise ValueError(f"wanted `name` or `owner/name` of a model repository, found {repo_id!r}")
+    try:
+        owner = api.whoami()["name"]
+    except LocalTokenNotFoundError as error:
+        raise ValueError("no token of the Hub: wanted one by `hf auth login`, in HF_TOKEN, or given here") from error
+    except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            raise ValueError("the Hub does not know this token: wanted a valid one that may write") from error
+        raise
+    repo_id = repo_id if "/" in repo_id else f"{owner}/{repo_id}"
+    if not api.repo_exists(repo_id):
+        others = [kind for kind in ("dataset", "space") if api.repo_exists(repo_id, repo_type=kind)]
+        if others:
+            raise ValueError(f"{repo_id} is a {others[0]}, wanted a model repository or a name that is free")
+        return
+    found = (api.model_info(repo_id).config or {}).get("model_type", EfficientSamConfig.model_type)
+    if not found.startswith(EfficientSamConfig.model_type):
+        raise ValueError(f"{repo_id} holds a model of type {found!r}: wanted a new repository, or one of EfficientSAM")
 
 
 def auto_names(model: PreTrainedModel) -> list[str]:
@@ -183,25 +225,6 @@ def auto_names(model: PreTrainedModel) -> list[str]:
 def module_name(model: PreTrainedModel) -> str:
     """The file that defines the model's class, as the Hub knows it: without packages above it, without `.py`."""
     return type(model).__module__.rpartition(".")[2]
-
-
-@contextmanager
-def written_beside(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into, which becomes `folder` at the end, or vanishes if something is raised before.
-
-    Raises:
-        FileExistsError: if there is something in `folder` that may not be overwritten.
-    """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
-        raise FileExistsError(f"wanted a new or an empty folder (or overwrite=True), found {folder} with content")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as room:
-        new, old = Path(room) / "new", Path(room) / "old"
-        new.mkdir()
-        yield new
-        if folder.is_dir():
-            folder.rename(old)
-        new.rename(folder)
 
 
 def with_front_matter(text: str) -> str:

@@ -64,6 +64,7 @@ def segmentation_loss(
     dice_weight: float = 1.0,
     iou_weight: float = 1.0,
     every_iou: bool = False,
+    iou_error: str = "squared",
 ) -> dict[str, Tensor]:
     """Blame only the mask nearest to the label (Kirillov et al., 2023, appendix A; weights 20 : 1 : 1).
 
@@ -73,14 +74,20 @@ def segmentation_loss(
         labels: (B, Q, H, W), values 1, 0, or below 0 for unknown; any size, brought to (h, w).
         focal_weight: Weight of the focal loss.
         dice_weight: Weight of the dice loss.
-        iou_weight: Weight of the squared error of the predicted IoU.
+        iou_weight: Weight of the error of the predicted IoU.
         every_iou: Train the predicted IoU of all masks, as SAM 2 does, so that the best one is known by it; otherwise
             only that of the nearest.
+        iou_error: "squared" (SAM) or "absolute" (SAM 2).
 
     Returns:
         `loss`, the one to differentiate, and its unweighted parts `focal`, `dice`, `iou`, each a mean over the prompts
         that have a known pixel.
+
+    Raises:
+        ValueError: if there is no such error.
     """
+    if iou_error not in ("squared", "absolute"):
+        raise ValueError(f"iou_error must be squared or absolute, got {iou_error!r}")
     targets, known = resize_labels(labels, (pred_masks.shape[-2], pred_masks.shape[-1]))
     targets, known = targets[:, :, None].expand_as(pred_masks), known[:, :, None].expand_as(pred_masks)
     logits = pred_masks.float()
@@ -88,7 +95,8 @@ def segmentation_loss(
     with torch.no_grad():
         nearest = (focal_weight * focal + dice_weight * dice).argmin(-1, keepdim=True)
         wanted_iou = true_iou(logits, targets, known)
-    parts = {"focal": focal, "dice": dice, "iou": (iou_scores.float() - wanted_iou) ** 2}
+    error = iou_scores.float() - wanted_iou
+    parts = {"focal": focal, "dice": dice, "iou": error**2 if iou_error == "squared" else error.abs()}
     counted = known[:, :, 0].amax((-2, -1))
     of_each = {name: part.gather(-1, nearest)[..., 0] for name, part in parts.items()}
     if every_iou:

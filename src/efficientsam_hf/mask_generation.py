@@ -18,12 +18,12 @@ from torch import Tensor
 
 from .mask_search import Crop
 from .mask_settings import MaskGenerationSettings
-from .masks_efficientsam import corners_of, decode_rle, layered_crops, nms
+from .masks_efficientsam import corners_of, layered_crops, nms
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
 from .prediction import read_photo
 from .processing_efficientsam import EfficientSamProcessor
-from .visualization import draw_everything
+from .visualization import draw_records
 from .written_files import written_together
 
 
@@ -144,9 +144,7 @@ def segment_file(
     photo = read_photo(picture)
     with written_together(paths) as (overlay_part, *coco_part):
         records = segment_everything(model, processor, photo, **options)
-        largest_first = sorted(records, key=lambda record: -record["area"])
-        drawn = draw_everything(photo, (decode_rle(record["segmentation"]).numpy() for record in largest_first))
-        drawn.save(overlay_part, format="PNG")
+        draw_records(photo, records).save(overlay_part, format="PNG")
         for part in coco_part:
             dataset = coco_dataset([(Path(picture).name, photo.width, photo.height, records)])
             part.write_text(json.dumps(dataset))

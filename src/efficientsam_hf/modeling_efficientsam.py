@@ -208,7 +208,7 @@ class EfficientSamLayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of (B, C, h, w)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return super().forward(hidden_states.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class EfficientSamPositionalEmbedding(nn.Module):
@@ -358,12 +358,22 @@ def join_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     return hidden_states.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
 
+def drop_path(branch: Tensor, rate: float) -> Tensor:
+    """Stochastic depth (Huang et al., 2016): the branch of each picture (B, ...) is left out with this chance.
+
+    What is kept is enlarged, so that the expectation stays.
+    """
+    kept = torch.rand(branch.shape[:1] + (1,) * (branch.ndim - 1), device=branch.device) >= rate
+    return branch * (kept / (1 - rate)).to(branch.dtype)
+
+
 class EfficientSamVisionLayer(GradientCheckpointingLayer):
     """A pre-norm transformer block over the whole grid, or inside windows: (B, h, w, C) -> (B, h, w, C)."""
 
-    def __init__(self, config: EfficientSamVisionConfig, window_size: int):
+    def __init__(self, config: EfficientSamVisionConfig, window_size: int, drop_path_rate: float = 0.0):
         super().__init__()
         self.window_size = window_size
+        self.drop_path_rate = drop_path_rate
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = EfficientSamAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -372,8 +382,12 @@ class EfficientSamVisionLayer(GradientCheckpointingLayer):
         )
 
     def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
-        hidden_states = hidden_states + self.attend(self.layer_norm1(hidden_states), **kwargs)
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+        hidden_states = hidden_states + self.skip(self.attend(self.layer_norm1(hidden_states), **kwargs))
+        return hidden_states + self.skip(self.mlp(self.layer_norm2(hidden_states)))
+
+    def skip(self, branch: Tensor) -> Tensor:
+        """The branch, or in training nothing by chance."""
+        return drop_path(branch, self.drop_path_rate) if self.training and self.drop_path_rate else branch
 
     def attend(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Self-attention over all patches, or inside each window."""
@@ -384,6 +398,19 @@ class EfficientSamVisionLayer(GradientCheckpointingLayer):
             return join_windows(tokens, self.window_size, height, width)
         tokens = hidden_states.flatten(1, 2)
         return self.attention(tokens, **kwargs)[0].unflatten(1, (height, width))
+
+
+def vision_layers(config: EfficientSamVisionConfig) -> nn.ModuleList:
+    """The blocks of the encoder, each with its windows and its chance of being skipped."""
+    deepest = max(config.num_hidden_layers - 1, 1)
+    return nn.ModuleList(
+        EfficientSamVisionLayer(
+            config,
+            window_size=0 if index in config.global_attention_layers else config.window_size,
+            drop_path_rate=config.drop_path_rate * index / deepest,
+        )
+        for index in range(config.num_hidden_layers)
+    )
 
 
 class EfficientSamVisionNeck(nn.Module):
@@ -410,10 +437,7 @@ class EfficientSamVisionEncoder(EfficientSamPreTrainedModel):
     def __init__(self, config: EfficientSamVisionConfig):
         super().__init__(config)
         self.embeddings = EfficientSamVisionEmbeddings(config)
-        self.layers = nn.ModuleList(
-            EfficientSamVisionLayer(config, 0 if index in config.global_attention_layers else config.window_size)
-            for index in range(config.num_hidden_layers)
-        )
+        self.layers = vision_layers(config)
         self.neck = EfficientSamVisionNeck(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -475,19 +499,32 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
     def forward(self, positional_embedding: nn.Module, points: Tensor, labels: Tensor, size: Tensor) -> Tensor:
         """Points (B, Q, P, 2) in pixels of a picture of `size` (width, height), labels (B, Q, P) -> (B, Q, P + 1, C).
 
-        The weights expect exactly `max_prompt_points` tokens, free slots holding the trained "no point" token. Those
+        The weights expect no fewer than `filled_slots` tokens, free slots holding the trained "no point" token. Those
         are all alike and stay so, so that the last token stands for all of them; without a free slot it is left out.
         """
-        slots = self.config.max_prompt_points
-        if points.shape[2] > slots:
-            points, labels = drop_padding(points, labels, slots)
-        one_free = int(points.shape[2] < slots)
+        if points.shape[2] > self.config.filled_slots:
+            points, labels = drop_padding(points, labels, self.config.max_prompt_points)
+        one_free = int(points.shape[2] < self.config.filled_slots)
         labels = F.pad(labels, (0, one_free), value=NO_POINT)
         points = F.pad(points.float(), (0, 0, 0, one_free)).masked_fill((labels == NO_POINT)[..., None], -1.0)
         tokens = positional_embedding((points + 0.5) / size)
         for label, embedding in self.label_embeddings():
             tokens = tokens + (labels == label)[..., None] * embedding
         return tokens.to(self.no_point.dtype)
+
+    def slots_of_tokens(self, labels: Tensor, tokens: int) -> int | Tensor:
+        """How many slots the last token stands for; where a prompt is longer than `filled_slots`, how many each does.
+
+        Labels (B, Q, P) and the number of tokens they became -> an int or (B, Q, tokens).
+        """
+        filled = self.config.filled_slots
+        if tokens <= filled:
+            return filled - tokens + 1
+        # Beside a long prompt a short one has more padding than it would have alone: its tokens count as fewer.
+        used = (labels != NO_POINT).sum(-1, keepdim=True)
+        shares = (filled - used).clamp(min=0) / (tokens - used).clamp(min=1)
+        is_free = torch.arange(tokens, device=labels.device) >= used
+        return torch.where(is_free, shares, 1.0)
 
     def label_embeddings(self) -> list[tuple[int, Tensor]]:
         """What each label adds. Without trained background clicks label 0 adds nothing, as in the released weights."""
@@ -548,10 +585,11 @@ class EfficientSamTokenAttention(EfficientSamDecoderAttention):
     """Tokens look at each other: (B, Q, T, C) -> (B, Q, T, C)."""
 
     def forward(self, tokens: Tensor, repeats: Tensor) -> Tensor:
-        """`repeats` (T,) is the logarithm of how many tokens each token stands for."""
+        """`repeats` (T,) or (B, Q, T) is the logarithm of how many tokens each token stands for."""
         query, key, value = (
             self.split_heads(project(tokens)).transpose(2, 3) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
+        repeats = repeats[..., None, None, :]
         weights = self.weigh(query @ key.transpose(-2, -1) * self.scaling + repeats, dim=-1)
         return self.out_proj((weights @ value).transpose(2, 3).flatten(3))
 
@@ -585,7 +623,7 @@ class EfficientSamImageToTokenAttention(EfficientSamDecoderAttention):
             queries: (B, Q or 1, h * w, C).
             keys: (B, Q, T, C).
             values: (B, Q, T, C).
-            repeats: (T,), the logarithm of how many tokens each token stands for.
+            repeats: (T,) or (B, Q, T), the logarithm of how many tokens each token stands for.
             image: (B, Q or 1, h * w, C), which the answer is added to.
 
         Returns:
@@ -594,7 +632,7 @@ class EfficientSamImageToTokenAttention(EfficientSamDecoderAttention):
         batch, prompts, tokens = keys.shape[:3]
         keys = self.split_heads(self.k_proj(keys) * self.scaling)
         rows = torch.einsum("bqthd,hdc->bqthc", keys, self.q_proj.weight.unflatten(0, (self.heads, -1)))
-        offsets = (keys * self.split_heads(self.q_proj.bias)).sum(-1) + repeats[:, None]
+        offsets = (keys * self.split_heads(self.q_proj.bias)).sum(-1) + repeats[..., None]
         grouped = rows.reshape(batch, queries.shape[1], -1, queries.shape[-1])
         scores = (grouped @ queries.transpose(-2, -1)).view(batch, prompts, tokens, self.heads, -1)
         weights = self.weigh(scores + offsets[..., None], dim=2).flatten(2, 3).flatten(0, 1)
@@ -703,7 +741,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         image_positions: Tensor,
         prompts: Tensor,
         dense: Tensor | None,
-        last_stands_for: int,
+        last_stands_for: int | Tensor,
         chosen: slice,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EfficientSamMaskDecoderOutput:
@@ -714,7 +752,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             image_positions: (h * w, C).
             prompts: (B, Q, P, C).
             dense: What mask prompts add to the image, (B, Q, h * w, C) or (1, C), or None.
-            last_stands_for: How many slots the last of the P tokens stands for.
+            last_stands_for: How many slots the last of the P tokens stands for; as (B, Q, P), how many each does.
             chosen: Which of the mask tokens answer.
             **kwargs: Nothing that the decoder uses.
         """
@@ -730,14 +768,19 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         image_positions: Tensor,
         prompts: Tensor,
         dense: Tensor | None,
-        last_stands_for: int,
+        last_stands_for: int | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The two-way transformer, arguments as in `forward` -> tokens (B, Q, T, C), image (B, Q, h * w, C)."""
         image = image_embeddings.flatten(2).transpose(1, 2)[:, None].contiguous()
         image = image if dense is None else image + dense
         output_tokens = torch.cat([self.iou_token, self.mask_tokens]).expand(*prompts.shape[:2], -1, -1)
         tokens = torch.cat([output_tokens, prompts], dim=2)
-        repeats = F.pad(tokens.new_tensor([math.log(last_stands_for)]), (tokens.shape[2] - 1, 0))
+        if isinstance(last_stands_for, Tensor):
+            repeats = F.pad(last_stands_for.log().to(tokens.dtype), (output_tokens.shape[2], 0))
+        else:
+            # A scalar tensor, because an exported graph learns only from its inputs how many slots are free.
+            count = torch.scalar_tensor(last_stands_for, device=tokens.device)
+            repeats = F.pad(count.log().to(tokens.dtype)[None], (tokens.shape[2] - 1, 0))
         return self.transformer(tokens, image, image_positions, repeats)
 
     def bytes_per_prompt(self, cells: int) -> int:
@@ -938,12 +981,13 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         if input_points is None and input_boxes is None:
             input_boxes = embeddings.new_full((*input_masks.shape[:2], 4), -1.0)
         prompts = self.get_prompt_embeddings(input_points, input_labels, input_boxes, size)
+        labels = gather_slots(input_points, input_labels, input_boxes)[1]
         return {
             "image_embeddings": embeddings,
             "image_positions": self.get_image_wide_positional_embeddings(height, width).to(embeddings.dtype),
             "prompts": prompts,
             "dense": self.prompt_encoder.embed_masks(input_masks),
-            "last_stands_for": self.config.prompt_encoder_config.max_prompt_points - prompts.shape[2] + 1,
+            "last_stands_for": self.prompt_encoder.slots_of_tokens(labels, prompts.shape[2]),
         }
 
     def check_prompts(

@@ -13,6 +13,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 from transformers.image_utils import load_image
 
+#: What is read as a picture.
 Picture = str | os.PathLike | PIL.Image.Image | np.ndarray | Tensor
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB and alpha

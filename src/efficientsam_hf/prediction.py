@@ -1,5 +1,6 @@
 """One photo and its prompts -> masks with scores, best first."""
 
+import html
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,13 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .interchange import to_supervision
 from .masks_efficientsam import encode_rle, masks_to_boxes
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
 from .processing_efficientsam import EfficientSamProcessor
+from .visualization import draw_segmentation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Segmentation:
     """What `segment` answers for Q objects of one H x W photo, M masks each, the best first.
 
@@ -26,6 +29,41 @@ class Segmentation:
     masks: Tensor
     scores: Tensor
     image_embeddings: Tensor
+
+    def __repr__(self) -> str:
+        objects, count, height, width = self.masks.shape
+        scores = ", ".join(f"{score:.2f}" for score in self.scores[:8, 0].tolist()) + ", ..." * (objects > 8)
+        place = f" on {self.masks.device}" if self.masks.device.type != "cpu" else ""
+        return f"Segmentation({objects} objects, {count} masks each, {height} x {width}{place}, best scores: {scores})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row an object."""
+        rows = "".join(
+            f"<tr><td>{record['id']}</td><td>{record['predicted_iou']:.3f}</td><td>{record['area']:,}</td>"
+            f"<td>{', '.join(map(str, record['bbox']))}</td></tr>"
+            for record in self.records()
+        )
+        head = "<tr><th>object</th><th>predicted IoU</th><th>pixels</th><th>x, y, width, height</th></tr>"
+        return f"<p>{html.escape(repr(self))}</p><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+    def show(self, photo: Any, points: Any = (), labels: Any = (), boxes: Any = (), opacity: float = 0.45) -> Any:
+        """The best mask of each object drawn on its photo, as a PIL picture, which a notebook shows by itself.
+
+        Args:
+            photo: What was segmented: PIL picture, array, tensor, path or URL.
+            points: Clicks to draw on top, [[x, y], ...].
+            labels: Of the clicks, as in `draw_segmentation`.
+            boxes: To draw on top.
+            opacity: Of the colours, 0 to 1.
+
+        Raises:
+            ValueError: for a photo of another size.
+        """
+        return draw_segmentation(read_photo(photo), self.masks[:, 0].cpu().numpy(), points, labels, boxes, opacity)
+
+    def to_supervision(self) -> Any:
+        """The best mask of each object as `supervision.Detections`, see `to_supervision`."""
+        return to_supervision(self.records())
 
     def records(self) -> list[dict[str, Any]]:
         """The best mask of each object as SA-1B and COCO store it.
@@ -61,7 +99,7 @@ def segment(
     """Segment the objects that clicks and boxes point at.
 
     Args:
-        model: On any device; its answer stays there.
+        model: On any device; its answer stays there. Anything that offers what `SegmentationNetwork` lists will do.
         processor: The model's.
         image: PIL picture, array, tensor, path or URL.
         points: One object's clicks, [[x, y], ...] in pixels of the photo; or a list of that, one entry an object.
@@ -84,10 +122,15 @@ def segment(
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes = inputs.pop("original_sizes")
     outputs = model(**inputs, image_embeddings=image_embeddings)
-    scores, order = outputs.iou_scores[0].float().sort(dim=-1, descending=True, stable=True)
-    low_resolution = outputs.pred_masks.take_along_dim(order[None, ..., None, None], dim=2)
+    low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores)
     masks = processor.post_process_masks(low_resolution, sizes)[0]
-    return Segmentation(masks, scores, outputs.image_embeddings)
+    return Segmentation(masks, scores[0], outputs.image_embeddings)
+
+
+def best_first(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (B, Q, M, h, w) and their predicted IoU (B, Q, M), float32, in falling order along M."""
+    scores, order = scores.float().sort(dim=-1, descending=True, stable=True)
+    return masks.take_along_dim(order[..., None, None], dim=2), scores
 
 
 def read_photo(source: Any) -> Image.Image:

@@ -87,6 +87,12 @@ class EfficientSamProcessor(ProcessorMixin):
             mask_prompts=prompts.mask_prompts,
         )
 
+    def extended(self, config: Any) -> "EfficientSamProcessor":
+        """This processor with what a model's config says of prompts; pictures are treated as before."""
+        prompts = config.prompt_encoder_config
+        names = ("max_prompt_points", "negative_points", "mask_prompts")
+        return type(self)(self.image_processor, **{name: getattr(prompts, name) for name in names})
+
     def __call__(
         self,
         images: Any = None,

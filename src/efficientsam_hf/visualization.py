@@ -2,9 +2,12 @@
 
 import colorsys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from .masks_efficientsam import decode_rle
 
 # Bright, far apart in hue and for colour-blind eyes too (after Okabe and Ito, 2008), repeated when they run out.
 COLORS = [
@@ -16,6 +19,7 @@ COLORS = [
     (120, 111, 255),
     (230, 73, 53),
 ]
+MOST_OBJECTS = 2**16 - 1  # in a label map of 16 bits
 FOREGROUND, BACKGROUND, WHITE = (46, 213, 115), (235, 59, 60), (255, 255, 255)
 
 
@@ -86,6 +90,27 @@ def draw_everything(photo: Image.Image | np.ndarray, masks: Iterable[np.ndarray]
         edge = ImageChops.subtract(area, area.filter(ImageFilter.MinFilter(3)))
         picture.paste(color, box, mask=edge)
     return picture
+
+
+def draw_records(
+    photo: Image.Image | np.ndarray, records: Sequence[dict[str, Any]], opacity: float = 0.5
+) -> Image.Image:
+    """As `draw_everything`, of records with `segmentation` and `area` in any order, as `segment_everything` gives."""
+    largest_first = sorted(records, key=lambda record: -record["area"])
+    return draw_everything(photo, (decode_rle(record["segmentation"]).numpy() for record in largest_first), opacity)
+
+
+def label_map(records: Sequence[dict[str, Any]], size: tuple[int, int]) -> Image.Image:
+    """Masks as numbers in one picture of 16 bits: 0 is no object, and a small object lies over a large one.
+
+    Args:
+        records: With `segmentation` and `area`; an object's number is its place among them, from 1 on.
+        size: Width and height.
+    """
+    labels = np.zeros(size[::-1], dtype=np.uint16)
+    for number in sorted(range(min(len(records), MOST_OBJECTS)), key=lambda n: -records[n]["area"]):
+        labels[decode_rle(records[number]["segmentation"]).numpy()] = number + 1
+    return Image.fromarray(labels)
 
 
 def as_image(mask: np.ndarray) -> Image.Image:

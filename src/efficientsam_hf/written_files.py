@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,3 +28,31 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
     finally:
         for partial in beside:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_beside(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` at the end, or vanishes if something is raised before.
+
+    Raises:
+        FileExistsError: if there is something in `folder` that may not be overwritten.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
+        raise FileExistsError(f"wanted a new or an empty folder (or overwrite=True), found {folder} with content")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as room:
+        new, old = Path(room) / "new", Path(room) / "old"
+        new.mkdir()
+        yield new
+        if folder.is_dir():
+            folder.rename(old)
+        new.rename(folder)
+
+
+@contextmanager
+def written_by_several(path: Path) -> Iterator[Path]:
+    """A file that several processes may write at one time, all the same; it becomes `path` at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as room:
+        yield Path(room) / path.name
+        (Path(room) / path.name).replace(path)

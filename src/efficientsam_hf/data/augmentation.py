@@ -14,6 +14,8 @@ class Augmentation:
 
     Args:
         smallest_crop: Sides of the crop are drawn between this share of the picture's and the whole; 1 never crops.
+        smallest_scale: The picture is shrunk to between this share of its sides, 0.25 or more, and all of them, and
+            put somewhere on a plain ground; 1 never shrinks. With `smallest_crop` this is scale jitter.
         flip: Chance of a mirror image.
         color: Largest relative change of brightness, contrast and saturation.
         shapes: Chance that a sample's masks are random shapes pasted into its picture: see `paste_shapes`.
@@ -25,6 +27,11 @@ class Augmentation:
     color: float = 0.0
     shapes: float = 0.0
     objects: float = 0.0
+    smallest_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.25 <= self.smallest_scale <= 1:
+            raise ValueError(f"smallest_scale must be 0.25 to 1, got {self.smallest_scale}")
 
     def __call__(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
@@ -34,6 +41,8 @@ class Augmentation:
         rows = draw_crop(height, self.smallest_crop, generator)
         columns = draw_crop(width, self.smallest_crop, generator)
         image, masks = image[rows, columns], masks[:, rows, columns]
+        if self.smallest_scale < 1:
+            image, masks = put_on_ground(image, masks, generator.uniform(self.smallest_scale, 1), generator)
         if generator.random() < self.flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
         if self.color:
@@ -46,6 +55,20 @@ def draw_crop(length: int, smallest: float, generator: np.random.Generator, larg
     size = max(1, round(length * generator.uniform(smallest, largest)))
     start = generator.integers(length - size + 1)
     return slice(start, start + size)
+
+
+def put_on_ground(
+    image: np.ndarray, masks: np.ndarray, share: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (H, W, 3) and its masks (K, H, W) on a ground of its mean colour, with `share` of its sides."""
+    borders = []
+    for side in image.shape[:2]:
+        free = max(side, round(side / share)) - side
+        before = int(generator.integers(free + 1))
+        borders.append((before, free - before))
+    colour = image.mean((0, 1)).round().astype(np.uint8)
+    channels = [np.pad(image[..., channel], borders, constant_values=colour[channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1), np.pad(masks, [(0, 0), *borders])
 
 
 def paste_shapes(

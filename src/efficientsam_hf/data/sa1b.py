@@ -6,6 +6,7 @@ pairs side by side (`sa_1.jpg`, `sa_1.json`) or in `images/` and `annotations/`;
 
 import io
 import json
+import logging
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from torch.utils.data import Dataset
 
 from ..masks_efficientsam import decode_rle, masks_to_boxes
 from .augmentation import Augmentation, paste_objects, paste_shapes
+
+logger = logging.getLogger(__name__)
 
 # A tenth of a gigapixel, 1.5 GB once its pixels are floats beside bytes. SA-1B's have 1500 by a few thousand.
 LARGEST_PICTURE = 100_000_000
@@ -101,7 +104,9 @@ class Pair(LabelledPicture):
 
 
 def find_pairs(source: str | Path) -> list[Pair]:
-    """All pairs in a folder or a tar, sorted by name; a picture without its JSON, and the reverse, is left out.
+    """All pairs in a folder or a tar, sorted by name.
+
+    A picture without its JSON, and the reverse, is left out and counted in the log.
 
     Raises:
         FileNotFoundError: if there is nothing at `source`, or no pair in it.
@@ -116,6 +121,8 @@ def find_pairs(source: str | Path) -> list[Pair]:
             f"no pair of .jpg and .json of one name in {source}: "
             f"found {len(images)} pictures and {len(records)} JSON files"
         )
+    if halves := sorted(images.keys() ^ records.keys()):
+        logger.warning("%s: %d pairs, left out: %d halves, such as %s", source, len(names), len(halves), halves[0])
     return [Pair(name, images[name], records[name]) for name in names]
 
 
@@ -229,16 +236,21 @@ class Sa1bSamples(Dataset):
     ) -> np.ndarray:
         """Up to `count` masks of fitting area of a picture of `size` (H, W) -> (masks, H, W) bool; none may fit."""
         records = pair.read_annotations()
-        shares = np.array([record["area"] for record in records]) / (size[0] * size[1])
-        fitting = np.flatnonzero((shares > 0) & (shares >= self.smallest_share) & (shares <= self.largest_share))
-        chosen = generator.permutation(fitting)[:count]
-        masks = np.zeros((len(chosen), *size), dtype=bool)
-        for number, index in enumerate(chosen):
-            mask = decode_rle(records[index]["segmentation"]).numpy()
-            # A turned or resized picture would otherwise be trained on masks of other places.
-            if mask.shape != size:
-                raise ValueError(f"{pair.name} in {pair.image.path}: a mask of {mask.shape} for a picture of {size}")
-            masks[number] = mask
+        try:
+            shares = np.array([record["area"] for record in records]) / (size[0] * size[1])
+            fitting = np.flatnonzero((shares > 0) & (shares >= self.smallest_share) & (shares <= self.largest_share))
+            chosen = generator.permutation(fitting)[:count]
+            masks = np.zeros((len(chosen), *size), dtype=bool)
+            for number, index in enumerate(chosen):
+                mask = decode_rle(records[index]["segmentation"]).numpy()
+                # A turned or resized picture would otherwise be trained on masks of other places.
+                if mask.shape != size:
+                    raise ValueError(f"a mask of {mask.shape} for a picture of {size}")
+                masks[number] = mask
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{pair.name} in {pair.image.path}: a mask is broken, found {error!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{pair.name} in {pair.image.path}: {error}") from error
         return masks
 
     def shrink(self, masks: np.ndarray, size: tuple[int, int]) -> list[torch.Tensor]:

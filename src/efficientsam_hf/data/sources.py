@@ -30,3 +30,11 @@ def find_labelled_pictures(source: str) -> list[LabelledPicture]:
     if (Path(source) / "masks").is_dir():
         return find_masked_pictures(source)
     return list(find_pairs(source))
+
+
+def split_pictures(
+    pictures: list[LabelledPicture], hold_out: int
+) -> tuple[list[LabelledPicture], list[LabelledPicture]]:
+    """Pictures to train on, and every `hold_out`-th, the first one among them, to choose by; 0 holds out none."""
+    held = [picture for number, picture in enumerate(pictures) if hold_out and number % hold_out == 0]
+    return [picture for number, picture in enumerate(pictures) if not hold_out or number % hold_out], held

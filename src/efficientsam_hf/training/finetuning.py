@@ -1,47 +1,38 @@
 """The interactive training step: encode a picture once, prompt it, look where the answer is wrong, prompt again."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..loss_efficientsam import resize_labels, segmentation_loss
 from ..modeling_efficientsam import EfficientSamModel, best_mask
 from .prompts import click_inside, click_on_error, noisy_boxes
+from .recipes import PromptRecipe
+
+ONE, THREE, ALL = slice(0, 1), slice(1, None), slice(0, None)
 
 
 class InteractiveSegmentation(nn.Module):
     """Everything of a training step that needs the weights.
 
     One module, because data-parallel training only synchronises the gradients of what goes through the forward of the
-    module it wraps.
+    module it wraps: call it, and nothing of the model beside it.
 
     Args:
-        model: The model to train; its config says whether background clicks may be given.
-        rounds: Prompts an object gets: a click or a box first, then a click on an error each. Slots permitting.
-        box_chance: How often the first prompt is a box rather than a click.
-        box_noise: Standard deviation of the box's coordinates as a share of its side.
-        most_box_noise: Largest move of a box's coordinate as a share of the picture's side (20 of 1024 pixels in SAM).
-        every_iou: Train the predicted IoU of all masks of a prompt, not of the nearest alone.
+        model: The model to train; its config says whether background clicks, masks and token 0 are trained.
+        recipe: What an object is asked.
+
+    Raises:
+        ValueError: if the recipe does not fit the model.
     """
 
-    def __init__(
-        self,
-        model: EfficientSamModel,
-        rounds: int = 1,
-        box_chance: float = 0.5,
-        box_noise: float = 0.1,
-        most_box_noise: float = 20 / 1024,
-        every_iou: bool = False,
-    ):
+    def __init__(self, model: EfficientSamModel, recipe: PromptRecipe | None = None):
         super().__init__()
-        slots = model.config.prompt_encoder_config.max_prompt_points
-        if not 1 <= rounds <= slots - 2:
-            raise ValueError(f"rounds must be 1 to {slots - 2}: a box takes two of {slots} slots; got {rounds}")
+        self.recipe = recipe or PromptRecipe()
+        self.recipe.check(model)
         self.model = model
-        self.rounds = rounds
-        self.box_chance = box_chance
-        self.box_noise = box_noise
-        self.most_box_noise = most_box_noise
-        self.every_iou = every_iou
+        self.trains_token_0 = model.config.mask_decoder_config.single_mask_token
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, generator: torch.Generator | None = None
@@ -54,41 +45,61 @@ class InteractiveSegmentation(nn.Module):
             generator: Source of the prompts.
 
         Returns:
-            `loss` and its parts `focal`, `dice`, `iou`, each a mean over the rounds.
+            `loss` and its parts `focal`, `dice`, `iou`, each a mean over the prompts of an object.
         """
         embeddings = self.model.get_image_embeddings(pixel_values)
         grid = (4 * embeddings.shape[-2], 4 * embeddings.shape[-1])
         targets, known = (part.bool().flatten(0, 1) for part in resize_labels(labels, grid))
-        targets = targets & known
-        scale = pixel_values.shape[-1] / grid[1]
+        targets, scale = targets & known, pixel_values.shape[-1] / grid[1]
         boxes, points, point_labels = self.first_prompt(targets, scale, generator)
-        losses = []
-        for number in range(self.rounds):
-            outputs = self.model(
-                image_embeddings=embeddings,
-                input_boxes=boxes.unflatten(0, labels.shape[:2]),
-                input_points=points.unflatten(0, labels.shape[:2]),
-                input_labels=point_labels.unflatten(0, labels.shape[:2]),
-            )
-            loss = segmentation_loss(outputs.pred_masks, outputs.iou_scores, labels, every_iou=self.every_iou)
-            losses.append(loss)
-            if number + 1 < self.rounds:
-                answer = best_mask(outputs.pred_masks.detach(), outputs.iou_scores.detach())[0]
+        losses, answer = [], None
+        for number, shows in enumerate(self.recipe.order(generator)):
+            if answer is not None and shows:
                 # What nobody knows is no error, and gets no click.
-                answer = (answer.flatten(0, 2) >= 0) & known
-                point, label = self.next_click(answer, targets, scale, generator)
+                covered = (answer.flatten(0, 2) >= 0) & known
+                point, label = self.next_click(covered, targets, scale, generator)
                 points = torch.cat([points, point[:, None]], dim=1)
                 point_labels = torch.cat([point_labels, label[:, None]], dim=1)
+            prompt = {"input_boxes": boxes, "input_points": points, "input_labels": point_labels}
+            prompt = {name: value.unflatten(0, labels.shape[:2]) for name, value in prompt.items()}
+            if self.model.config.prompt_encoder_config.mask_prompts and answer is not None:
+                prompt["input_masks"] = answer[:, :, 0]
+            chosen = self.answering(number)
+            masks, scores = self.ask(embeddings, prompt, chosen)
+            losses.append(self.blame(masks, scores, labels, chosen))
+            several = ALL if chosen != ALL else THREE
+            answer = best_mask(masks[:, :, several].detach(), scores[:, :, several].detach())[0]
+        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+
+    def ask(self, embeddings: Tensor, prompt: dict[str, Any], chosen: slice) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, C, h, w) and a prompt for each object -> logits (B, Q, M, 4h, 4w), scores (B, Q, M)."""
+        inputs = self.model.get_decoder_inputs(embeddings, **prompt)
+        decoded = self.model.mask_decoder(**inputs, chosen=chosen)
+        return decoded.pred_masks, decoded.iou_scores
+
+    def answering(self, number: int) -> slice:
+        """Which mask tokens answer the prompt of this number."""
+        if not self.trains_token_0:
+            return THREE
+        if self.recipe.single_mask_alone:
+            return ONE if number else THREE
+        return ALL
+
+    def blame(self, masks: Tensor, scores: Tensor, labels: Tensor, chosen: slice) -> dict[str, Tensor]:
+        """The losses of an answer; token 0 beside the three counts as much as the nearest of them."""
+        together = [ONE, THREE] if chosen == ALL else [ALL]
+        options: dict[str, Any] = {"every_iou": self.recipe.every_iou, "iou_error": self.recipe.iou_error}
+        losses = [segmentation_loss(masks[:, :, part], scores[:, :, part], labels, **options) for part in together]
         return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
 
     def first_prompt(
         self, targets: Tensor, scale: float, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A box or a click for each mask (N, h, w); the one not given is padding. -> (N, 4), (N, 1, 2), (N, 1)."""
-        most = self.most_box_noise * scale * targets.shape[-1]
-        boxes = noisy_boxes(targets, scale, self.box_noise, most, generator)
+        most = self.recipe.most_box_noise * scale * targets.shape[-1]
+        boxes = noisy_boxes(targets, scale, self.recipe.box_noise, most, generator)
         points, point_labels = click_inside(targets, scale, generator)
-        is_box = torch.rand(len(targets), generator=generator, device=targets.device) < self.box_chance
+        is_box = torch.rand(len(targets), generator=generator, device=targets.device) < self.recipe.box_chance
         boxes = boxes.masked_fill(~is_box[:, None], -1.0)
         points, point_labels = points.masked_fill(is_box[:, None], -1.0), point_labels.masked_fill(is_box, -1)
         return boxes, points[:, None], point_labels[:, None]

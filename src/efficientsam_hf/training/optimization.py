@@ -47,6 +47,31 @@ def parameter_groups(
     ]
 
 
+def encoder_shares(
+    layers: int,
+    encoder: float = 1.0,
+    stem: float = 1.0,
+    layer_decay: float = 1.0,
+    prefix: str = "model.vision_encoder.",
+) -> dict[str, float]:
+    """The image encoder's learning rates for `parameter_groups`: the deeper a layer, the nearer to the decoder's rate.
+
+    Layer i of n learns at `encoder * layer_decay ** (n - i)`, the embeddings before it at `** (n + 1)`, the neck at
+    `encoder` itself (Bao et al., 2022; SAM has 0.8).
+
+    Args:
+        layers: How many there are.
+        encoder: Share of the rate for all of the encoder.
+        stem: Share of it for the blocks of a convolutional stem, in place of `encoder` and the decay.
+        layer_decay: What is left of the rate a layer further down.
+        prefix: Of the encoder's names.
+    """
+    shares = {f"{prefix}embeddings.patch_embedding.blocks.": stem}
+    shares[f"{prefix}embeddings."] = encoder * layer_decay ** (layers + 1)
+    shares |= {f"{prefix}layers.{index}.": encoder * layer_decay ** (layers - index) for index in range(layers)}
+    return {**shares, prefix: encoder}
+
+
 def warmup_linear(step: int, *, peak: float, warmup: int, total: int) -> float:
     """Linear climb to `peak` over `warmup` steps, then a straight line to 0 at `total` (the paper's SA-1B stage)."""
     if step < warmup:
@@ -60,6 +85,11 @@ def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: flo
         return peak * (step + 1) / warmup
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def decay_polynomial(step: int, *, peak: float, total: int, power: float = 0.9) -> float:
+    """From `peak` down to 0 at `total`, nearly straight (the paper's ADE20K recipe, with the usual power)."""
+    return peak * (1 - min(step / total, 1.0)) ** power
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -1,13 +1,9 @@
 """The pretraining step's inputs, and what one looks at while it runs."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -90,49 +86,6 @@ def principal_colours(targets: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def log_picture(trackers: Sequence[GeneralTracker], name: str, picture: np.ndarray, step: int) -> None:
-    """Give a picture (H, W, 3), uint8, to every tracker that takes pictures; to be called by the main process."""
-    for tracker in trackers:
-        if tracker.name == "trackio":
-            import trackio
-
-            tracker.log({name: trackio.Image(picture)}, step=step)
-        elif hasattr(tracker, "log_images"):
-            # Accelerate leaves it to tensorboard to say where the channels are.
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({name: picture[None]}, step=step, **layout)
-
-
-class LossMeter:
-    """The mean loss since it was last read, over all batches and processes; not a number is an error.
-
-    Args:
-        accelerator: Knows the other processes.
-    """
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        self.losses: list[Tensor] = []
-
-    def add(self, loss: Tensor) -> None:
-        """Note a batch's loss; nothing waits for the device here."""
-        self.losses.append(loss.detach().float())
-
-    def read(self, step: int) -> float:
-        """The mean; counting starts anew.
-
-        Raises:
-            FloatingPointError: if it is not finite, in all processes alike.
-        """
-        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        self.losses = []
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"the loss is {mean} at step {step}: the states saved before are good, go on there"
-            )
-        return mean
-
-
 def training_flops(config: EfficientSamSamiConfig) -> int:
     """Floating-point operations of a training step without its teacher, a picture, for model FLOP utilisation.
 
@@ -147,23 +100,3 @@ def training_flops(config: EfficientSamSamiConfig) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, side, side), noise=torch.empty(1, cells**2))
     return 3 * counter.get_total_flops()
-
-
-def steps_of(epochs: float, pictures: int, total_batch: int) -> int:
-    """Weight updates in so many epochs, at least one unless there are no epochs."""
-    return max(math.ceil(epochs > 0), int(epochs * pictures / total_batch))
-
-
-def batches_per_step(total_batch: int, batch_size: int, processes: int) -> int:
-    """How many batches a process takes for one weight update.
-
-    Raises:
-        ValueError: if the total is no multiple of what the processes take at once.
-    """
-    at_once = batch_size * processes
-    if total_batch % at_once:
-        raise ValueError(
-            f"the total batch must be a multiple of batch_size * processes = {batch_size} * {processes}, "
-            f"got {total_batch}"
-        )
-    return total_batch // at_once

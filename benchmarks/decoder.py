@@ -1,0 +1,104 @@
+"""The decoder in every runtime, and transformers' SAM decoder: one picture, many clicks, all in turn in one run.
+
+    python benchmarks/decoder.py --folder exports --prepare
+    python benchmarks/decoder.py --folder exports
+
+EfficientSAM-Ti's decoder and SAM's have the same width and grid. Random weights.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import openvino
+import torch
+from exports import build
+from transformers import SamConfig, SamModel
+
+from efficientsam_hf import EfficientSamModel, compile_model
+from efficientsam_hf.export.formats import FORMATS
+from efficientsam_hf.export.graphs import trace
+from efficientsam_hf.exported.engines import start_engine
+from efficientsam_hf.exported.manifest import Manifest
+
+FORMS = ("onnx", "onnxruntime", "openvino")
+PEER = "SamModel's decoder (transformers)"
+
+
+def prepare(model: EfficientSamModel, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = trace(model)["mask_decoder"]
+    for to in FORMS:
+        suffix, write = FORMATS[to]
+        write(graph, folder / f"decoder_{to}{suffix}")
+
+
+def exported(to: str, folder: Path, inputs: dict[str, torch.Tensor], threads: int) -> Callable[[], Any]:
+    graph = {"file": f"decoder_{to}{FORMATS[to][0]}", "inputs": list(inputs), "outputs": ["iou_scores", "pred_masks"]}
+    engine = start_engine(folder, Manifest(to, {"mask_decoder": graph}, {}, 1024), "cpu", threads)
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    return lambda: engine("mask_decoder", arrays)[1]
+
+
+def peer(clicks: torch.Tensor) -> Callable[[], Any]:
+    """SAM's prompt encoder and mask decoder; its small image encoder is not run."""
+    config = SamConfig(vision_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2})
+    sam = SamModel(config).eval()
+    embeddings = torch.randn(1, 256, 64, 64)
+    return lambda: sam(image_embeddings=embeddings, input_points=clicks, multimask_output=True).pred_masks
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("exports"))
+    parser.add_argument("--prepare", action="store_true", help="write the files and stop")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = build("tiny")
+    if args.prepare:
+        prepare(model, args.folder)
+        return
+    generator = torch.Generator().manual_seed(0)
+    clicks = torch.rand(1, args.prompts, 1, 2, generator=generator) * 1024
+    embeddings = torch.randn(1, 256, 64, 64, generator=generator)
+    inputs = {
+        "image_embeddings": embeddings,
+        "input_points": clicks,
+        "input_labels": torch.ones(1, args.prompts, 1, dtype=torch.int64),
+    }
+    rows: dict[str, Callable[[], Any]] = {PEER: peer(clicks), "torch": lambda: model(**inputs).pred_masks}
+    if args.compile:
+        compiled = compile_model(build("tiny"))
+        rows["torch, compiled"] = lambda: compiled(**inputs).pred_masks
+    rows |= {to: exported(to, args.folder, inputs, args.threads) for to in FORMS}
+    answers = {name: np.asarray(run()) for name, run in rows.items()}  # the first round warms up
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(args.rounds):
+        for name, run in rows.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    print(f"{args.prompts} clicks on one picture, {args.threads} threads, torch {torch.__version__}, "
+          f"onnxruntime {onnxruntime.__version__}, openvino {openvino.__version__}")  # fmt: skip
+    print("| decoder | median s | p95 s | prompts a second | SAM's / this | largest difference from torch |")
+    print("|---|---|---|---|---|---|")
+    for name, row in times.items():
+        ratio = statistics.median(other / this for other, this in zip(times[PEER], row, strict=True))
+        difference = "" if name == PEER else f"{np.abs(answers[name] - answers['torch']).max():.1e}"
+        median = statistics.median(row)
+        print(f"| {name} | {median:.3f} | {np.percentile(row, 95):.3f} | {args.prompts / median:.1f} | "
+              f"{ratio:.2f} | {difference} |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m efficientsam_cli`, as torchrun starts it."""
+
+from . import app
+
+app()

@@ -1,0 +1,84 @@
+"""`torch.compile` for a model that answers many requests of the same shapes; without it where it does not work."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .modeling_efficientsam import EfficientSamModel
+
+# Modes of torch.compile that record CUDA graphs, whose answers the next call writes over.
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+
+
+def compile_model(model: EfficientSamModel, mode: str | None = None) -> EfficientSamModel:
+    """Compile encoder and decoder in their places; the first call of each shape takes tens of seconds.
+
+    Shapes are fixed: keep pictures in batches of one size. Numbers of prompts are filled up to powers of two, so that
+    the last, smaller batch of clicks needs no compilation of its own. Where compiling fails, the model goes on
+    without it and warns once.
+
+    Args:
+        model: On any device; changed, and given back.
+        mode: Of `torch.compile`; "reduce-overhead" records CUDA graphs.
+    """
+    copies = mode in GRAPH_MODES
+    encoder, decoder = model.vision_encoder, model.mask_decoder
+    encode, look = (
+        Compiled(function, copies, mode=mode, dynamic=False) for function in (encoder.forward, decoder.look)
+    )
+    encoder.__dict__["forward"], decoder.__dict__["look"] = encode, in_powers_of_two(look)
+    return model
+
+
+class Compiled:
+    """A function, compiled at its first call; the function itself from then on if that fails."""
+
+    def __init__(self, eager: Callable, copies: bool = False, **options: Any):
+        self.eager = eager
+        self.copies = copies
+        self.compiled: Callable | None = torch.compile(eager, **options)
+
+    def __call__(self, *arguments: Any, **inputs: Any) -> Any:
+        """What the function gives."""
+        if self.compiled is None:
+            return self.eager(*arguments, **inputs)
+        try:
+            if self.copies:
+                torch.compiler.cudagraph_mark_step_begin()
+            answer = self.compiled(*arguments, **inputs)
+        except Exception as fault:
+            answer = self.eager(*arguments, **inputs)  # which raises again what is the caller's fault
+            self.compiled = None
+            reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
+            warnings.warn(f"torch.compile failed, going on without it: {reason}", stacklevel=2)
+            return answer
+        return copied(answer) if self.copies else answer
+
+
+def copied(answer: Any) -> Any:
+    """A copy of a tensor, or of those in a tuple or an output of transformers."""
+    if isinstance(answer, Tensor):
+        return answer.clone()
+    if isinstance(answer, tuple):
+        return tuple(copied(part) for part in answer)
+    return type(answer)(**{name: copied(part) for name, part in answer.items()})
+
+
+def in_powers_of_two(look: Callable) -> Callable:
+    """`EfficientSamMaskDecoder.look` on 1, 2, 4, ... prompts: those that are missing are zeros, and cut off again."""
+
+    def padded(
+        image_embeddings: Tensor, image_positions: Tensor, prompts: Tensor, dense: Tensor | None, last_stands_for: int
+    ) -> tuple[Tensor, Tensor]:
+        count = prompts.shape[1]
+        missing = (1 << (count - 1).bit_length()) - count if count else 0
+        if missing and (dense is None or dense.ndim == 2):  # masks of their own are not filled up
+            prompts = F.pad(prompts, (0, 0, 0, 0, 0, missing))
+        tokens, image = look(image_embeddings, image_positions, prompts, dense, last_stands_for)
+        return tokens[:, :count], image[:, :count]
+
+    return padded

@@ -1,0 +1,258 @@
+"""True masks with what an evaluation asks of them: their ids, categories, sizes, crowds, and what is to be ignored.
+
+Every layout comes in: COCO's and LVIS's JSON beside a folder of pictures, and whatever `find_labelled_pictures` reads.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.coco import file_names, find_blob, run_lengths
+from ..data.sa1b import LARGEST_PICTURE, LabelledPicture, find_blobs
+from ..data.sources import find_labelled_pictures
+from ..masks_efficientsam import decode_rle, masks_to_boxes, read_counts, rle_area
+from .skips import Skips
+
+
+@dataclass(frozen=True)
+class TruePicture(LabelledPicture):
+    """A picture of a COCO or LVIS JSON with its entry and its annotations as they stand there, crowds too."""
+
+    entry: dict
+    records: tuple[dict, ...]
+
+    def read_annotations(self) -> list[dict]:
+        """The JSON's records, polygons and run lengths alike."""
+        return list(self.records)
+
+
+@dataclass(frozen=True)
+class TrueObject:
+    """One object of a picture of H x W pixels.
+
+    Args:
+        id: The annotation's; its place in the list where it has none.
+        mask: (H, W), booleans; never empty.
+        box: x0, y0, x1, y1, the tightest around the mask.
+        area: What the annotation says, by which COCO calls it small, medium or large; else the mask's pixels.
+        category: The annotation's, if it has one.
+        ignore: (H, W), pixels that count for nothing.
+    """
+
+    id: Any
+    mask: np.ndarray
+    box: tuple[int, int, int, int]
+    area: float
+    category: int | None = None
+    ignore: np.ndarray | None = None
+
+
+def find_true_pictures(
+    images: str | Path, annotations: str | Path | None = None, skips: Skips | None = None, unlabelled: bool = False
+) -> list[LabelledPicture]:
+    """The pictures to evaluate on, in the order of their ids or names.
+
+    Args:
+        images: Folder or uncompressed tar of the pictures; without `annotations`, of pictures and masks in any layout
+            that `find_labelled_pictures` reads.
+        annotations: COCO's or LVIS's JSON.
+        skips: Takes note of pictures that are named but not there, or too large.
+        unlabelled: Keep pictures without annotations, on which a detector can only be wrong.
+
+    Raises:
+        FileNotFoundError: if there is nothing there, or no picture is left.
+        ValueError: if the JSON is none of COCO's or LVIS's; in strict mode for what would be skipped.
+    """
+    skips = skips or Skips()
+    if annotations is None:
+        return find_labelled_pictures(str(images))
+    dataset = read_dataset(annotations)
+    blobs = find_blobs(images, "pictures")
+    names = {Path(path).name: blob for path, blob in blobs.items()}
+    of_image: dict[Any, list[dict]] = {image["id"]: [] for image in dataset["images"]}
+    categories = {category["id"] for category in dataset.get("categories", [])}
+    for record in dataset["annotations"]:
+        if record["image_id"] not in of_image:
+            skips.add("an annotation of a picture that the JSON does not have", f"annotation {record.get('id')}")
+        elif categories and record.get("category_id") not in categories:
+            skips.add("an annotation of an unknown category", f"annotation {record.get('id')}")
+        else:
+            of_image[record["image_id"]].append(record)
+    found = []
+    for image in sorted(dataset["images"], key=lambda image: image["id"]):
+        paths = file_names(image)
+        blob = next(filter(None, (find_blob(path, blobs, names) for path in paths)), None)
+        if not of_image[image["id"]] and not unlabelled:
+            continue
+        if blob is None:
+            skips.add("no such picture", f"{paths[0]} in {images}")
+        elif image["width"] * image["height"] > LARGEST_PICTURE:
+            skips.add(f"a picture of more than {LARGEST_PICTURE:,} pixels", paths[0])
+        else:
+            found.append(TruePicture(paths[0], blob, image, tuple(of_image[image["id"]])))
+    if not found:
+        raise FileNotFoundError(
+            f"no picture of {annotations} in {images}: {describe(skips) or 'nothing is annotated'}"
+        )
+    return list(found)
+
+
+def read_dataset(path: str | Path) -> dict[str, Any]:
+    """COCO's or LVIS's JSON, once it is sure that it is one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is another kind of file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"nothing at {path}: wanted a JSON of COCO's or LVIS's instances")
+    try:
+        content = json.loads(Path(path).read_bytes())
+        for image in content["images"]:
+            if "id" not in image or not (file_names(image) and image["width"] and image["height"]):
+                raise KeyError("id, file_name, width or height")
+        for record in content["annotations"]:
+            record["image_id"], record["segmentation"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no JSON of COCO's or LVIS's instances: found {error!r}") from error
+    return content
+
+
+def true_objects(
+    picture: LabelledPicture, size: tuple[int, int], skips: Skips, crowds: bool = False
+) -> list[TrueObject]:
+    """The objects of a picture of `size` (H, W) whose masks can be trusted; others are noted in `skips`.
+
+    Args:
+        picture: Of any source.
+        size: Of the picture as decoded.
+        skips: Takes note.
+        crowds: Whether groups that are annotated as one are objects, too.
+    """
+    entry = picture.entry if isinstance(picture, TruePicture) else None
+    if entry and size != (entry["height"], entry["width"]):
+        named = f"{picture.name} ({size[1]} x {size[0]}, {entry['width']} x {entry['height']})"
+        skips.add("a picture of another size than its entry says", named)
+        return []
+    found = []
+    for record, rle in sound_annotations(picture, size, skips):
+        if record["iscrowd"] and not crowds:
+            continue
+        mask = decode_rle(rle).numpy()
+        hidden = record.get("ignore") and read_run_lengths(record["ignore"], size, picture.name, skips)
+        found.append(
+            TrueObject(
+                id=record["id"],
+                mask=mask,
+                box=tuple(masks_to_boxes(mask).tolist()),
+                area=float(record["area"]),
+                category=record.get("category_id"),
+                ignore=decode_rle(hidden).numpy() if hidden else None,
+            )
+        )
+    return found
+
+
+def sound_annotations(
+    picture: LabelledPicture, size: tuple[int, int], skips: Skips
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The annotations of a picture of `size` (H, W) that have a mask, and its run lengths; notes in `skips`.
+
+    Records have at least `id`, `iscrowd`, and `area` (what they say, or else the mask's pixels).
+    """
+    for number, record in enumerate(picture.read_annotations()):
+        record = {"id": number, "iscrowd": 0, **record}
+        name = f"{picture.name}, annotation {record['id']}"
+        rle = read_run_lengths(record.get("segmentation"), size, name, skips)
+        pixels = rle_area(rle) if rle else 0
+        if rle and not pixels:
+            skips.add("an empty mask", name)
+        elif rle:
+            check_box(record.get("bbox"), size, name, skips)
+            yield {**record, "area": record.get("area") or pixels}, rle
+
+
+def read_run_lengths(segmentation: Any, size: tuple[int, int], name: str, skips: Skips) -> dict[str, Any] | None:
+    """Polygons or run lengths -> run lengths of `size` (H, W); None, and a note, if nothing can be made of them."""
+    if isinstance(segmentation, dict) and list(segmentation.get("size", [])) != list(size):
+        skips.add("run lengths of another size than the picture", f"{name} ({segmentation.get('size')}, {list(size)})")
+        return None
+    if isinstance(segmentation, list) and any(is_no_polygon(polygon) for polygon in segmentation):
+        skips.add("a polygon of fewer than three points", name)
+        segmentation = [polygon for polygon in segmentation if not is_no_polygon(polygon)]
+    try:
+        rle = run_lengths(segmentation or [], size) or {"size": list(size), "counts": [size[0] * size[1]]}
+        read_counts(rle)
+    except (ValueError, KeyError, TypeError):
+        rle = None
+    if rle is None:
+        skips.add("a segmentation that cannot be read", name)
+    return rle
+
+
+def is_no_polygon(polygon: Any) -> bool:
+    """Whether these are not the x, y of three points or more."""
+    return not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 == 1
+
+
+def check_box(box: Sequence[float] | None, size: tuple[int, int], name: str, skips: Skips) -> None:
+    """Note an annotation whose box (x, y, width, height) lies outside the picture, by more than a pixel's rounding."""
+    if box is None:
+        return
+    x, y, width, height = box
+    if x < -1 or y < -1 or x + width > size[1] + 1 or y + height > size[0] + 1:
+        skips.add("a box that reaches outside the picture; its mask was used", name)
+
+
+def dataset_hash(pictures: Iterable[LabelledPicture]) -> str:
+    """SHA-256 over the names and annotations of these pictures: what was asked, whatever file it came from."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(picture.name.encode())
+        digest.update(json.dumps(picture.read_annotations(), sort_keys=True, default=as_text).encode())
+    return digest.hexdigest()
+
+
+def read_or_note(picture: LabelledPicture, skips: Skips) -> Image.Image | None:
+    """The picture in RGB; None, and a note, if it cannot be read."""
+    try:
+        return picture.read_image()
+    except ValueError as error:
+        fault = str(error)
+    skips.add("a picture that cannot be read", fault)
+    return None
+
+
+def picture_hash(picture: LabelledPicture) -> str:
+    """SHA-256 of the picture's bytes."""
+    return hashlib.sha256(picture.image.read()).hexdigest()
+
+
+def as_text(value: Any) -> Any:
+    """Run lengths as bytes, which JSON does not know."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def describe(skips: Skips) -> str:
+    """In a line: how many were left out for each reason, and the first."""
+    return "; ".join(f"{count} x {reason}, as {skips.names[reason][0]}" for reason, count in skips.counts.items())
+
+
+__all__ = [
+    "TrueObject",
+    "TruePicture",
+    "dataset_hash",
+    "describe",
+    "find_true_pictures",
+    "picture_hash",
+    "read_dataset",
+    "read_or_note",
+    "sound_annotations",
+    "true_objects",
+]

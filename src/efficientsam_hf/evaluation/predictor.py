@@ -1,0 +1,177 @@
+"""What is evaluated, seen from the protocols: encode a picture once, then ask for the masks of all its objects.
+
+Q objects of one H x W picture, P clicks an object, M masks an object of h x w logits.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..modeling_efficientsam import EfficientSamModel
+from ..processing_efficientsam import EfficientSamProcessor
+
+DECODER_BYTES = {"cpu": 2**28}  # what the decoder may take at one time; on a CPU more only leaves the cache
+ACCELERATOR_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is shown of Q objects, in pixels of the picture; every object has as many clicks as the others.
+
+    Args:
+        points: (Q, P, 2) x, y.
+        labels: (Q, P), 1 on the object, 0 on the background.
+        boxes: (Q, 4) x0, y0, x1, y1.
+        masks: Logits of an earlier answer, (Q, h, w), of the predictor's own.
+    """
+
+    points: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(next(part for part in (self.points, self.boxes, self.masks) if part is not None))
+
+    def __getitem__(self, rows: slice) -> "Prompts":
+        parts: dict[str, Any] = vars(self)
+        return Prompts(**{name: None if part is None else part[rows] for name, part in parts.items()})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Masks of Q objects: logits (Q, M, h, w) of the predictor's own grid, predicted IoU (Q, M)."""
+
+    logits: Tensor
+    scores: Tensor
+
+    def best(self) -> Tensor:
+        """The place of the mask with the highest predicted IoU, (Q,)."""
+        return self.scores.argmax(-1)
+
+    def best_logits(self) -> Tensor:
+        """(Q, h, w)."""
+        return self.logits[torch.arange(len(self.logits), device=self.logits.device), self.best()]
+
+
+class Predictor(Protocol):
+    """Any model that answers prompts.
+
+    Attributes:
+        name: For tables.
+        parameters: How many there are.
+        background_clicks: Whether a click may have label 0.
+        most_clicks: Clicks an object may have; None for any number.
+        mask_prompts: Whether `Prompts.masks` may be given.
+    """
+
+    name: str
+    parameters: int
+    background_clicks: bool
+    most_clicks: int | None
+    mask_prompts: bool
+
+    def embed(self, picture: Image.Image) -> Any:
+        """The encoder's work, once a picture."""
+
+    def decode(self, embedded: Any, prompts: Prompts) -> Answer:
+        """The masks of all objects that `prompts` show."""
+
+    def at_size(self, embedded: Any, logits: Tensor) -> np.ndarray:
+        """Logits (N, h, w) of a picture -> its masks (N, H, W), booleans."""
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights."""
+
+
+def ask(predictor: Predictor, embedded: Any, prompts: Prompts, refine: bool = False) -> Answer:
+    """The answer to prompts; with `refine` to them and to the best masks of the first answer (Kirillov, 2023, D.4).
+
+    Raises:
+        ValueError: if the model cannot be shown masks.
+    """
+    if refine and not predictor.mask_prompts:
+        raise ValueError(f"{predictor.name} never learnt mask prompts, which --refine gives it")
+    answer = predictor.decode(embedded, prompts)
+    return predictor.decode(embedded, replace(prompts, masks=answer.best_logits())) if refine else answer
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A picture that the encoder has seen: `features` as the model has them, `size` (H, W)."""
+
+    features: Any
+    size: tuple[int, int]
+
+
+class EfficientSamPredictor:
+    """This package's models, of any variant.
+
+    Args:
+        model: On any device.
+        processor: The model's.
+        name: For tables.
+    """
+
+    def __init__(self, model: EfficientSamModel, processor: EfficientSamProcessor, name: str = "efficientsam"):
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.background_clicks = processor.negative_points
+        self.most_clicks: int | None = processor.max_prompt_points
+        self.mask_prompts = processor.mask_prompts
+
+    @torch.inference_mode()
+    def embed(self, picture: Image.Image) -> Embedded:
+        """See `Predictor`."""
+        inputs = self.processor(images=picture, return_tensors="pt")
+        features = self.model.get_image_embeddings(inputs["pixel_values"].to(self.model.device, self.model.dtype))
+        return Embedded(features, (picture.height, picture.width))
+
+    @torch.inference_mode()
+    def decode(self, embedded: Embedded, prompts: Prompts) -> Answer:
+        """See `Predictor`; so many objects at once as memory allows, without a difference in the answers."""
+        device = embedded.features.device
+        cells = embedded.features.shape[-2] * embedded.features.shape[-1]
+        budget = DECODER_BYTES.get(device.type, ACCELERATOR_BYTES)
+        step = max(1, budget // self.model.mask_decoder.bytes_per_prompt(cells))
+        parts = [self.decode_some(embedded, prompts[at : at + step]) for at in range(0, len(prompts), step)]
+        return Answer(torch.cat([part.logits for part in parts]), torch.cat([part.scores for part in parts]))
+
+    def decode_some(self, embedded: Embedded, prompts: Prompts) -> Answer:
+        """The answer to so few prompts that memory is no question."""
+        given: dict[str, Any] = {"input_points": prompts.points, "input_labels": prompts.labels}
+        given |= {"input_boxes": prompts.boxes, "input_masks": prompts.masks}
+        given = {name: value[None] for name, value in given.items() if value is not None}
+        inputs = self.processor(original_sizes=[list(embedded.size)], **given, return_tensors="pt")
+        del inputs["original_sizes"]
+        outputs = self.model(**inputs.to(self.model.device), image_embeddings=embedded.features)
+        return Answer(outputs.pred_masks[0], outputs.iou_scores[0].float())
+
+    @torch.inference_mode()
+    def at_size(self, embedded: Embedded, logits: Tensor) -> np.ndarray:
+        """See `Predictor`."""
+        masks = self.processor.post_process_masks(logits[None, None], [list(embedded.size)])[0][0]
+        return masks.cpu().numpy()
+
+    def weights_hash(self) -> str:
+        """See `Predictor`; the same on every device and in every precision that keeps the values."""
+        return module_hash(self.model)
+
+
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values of a module's state, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+__all__ = ["Answer", "EfficientSamPredictor", "Embedded", "Predictor", "Prompts", "ask", "module_hash"]

@@ -1,0 +1,1 @@
+"""Graphs of a model for other runtimes, checked before they are handed over."""

@@ -1,0 +1,119 @@
+"""Traced graphs written as files, a function for each format."""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..exported.engines import wanted_package
+from .graphs import Graph
+
+# The lowest with every operator that the graphs use; opset 23 has attention as one operator, which onnxruntime
+# runs more slowly on a CPU.
+OPSET = 20
+
+
+def write_onnx(graph: Graph, path: Path) -> None:
+    """An ONNX file for any runtime, that passes onnx's full check.
+
+    Raises:
+        ValueError: if onnx or onnxscript is missing.
+        onnx.checker.ValidationError: if the file is no valid ONNX.
+    """
+    to_onnx(graph).save(path)
+    wanted_package("onnx", "export to ONNX").checker.check_model(path, full_check=True)
+
+
+def write_onnxruntime(graph: Graph, path: Path) -> None:
+    """An ONNX file with attention, norms and activations as onnxruntime's own operators, which no other runtime has.
+
+    Raises:
+        ValueError: if onnx or onnxscript is missing, or transformers is too old to fuse them (5.23 does).
+    """
+    fusions = wanted_package("transformers.exporters.onnxruntime_fusions", "export to onnxruntime")
+    program = to_onnx(graph)
+    fusions.fuse_for_onnxruntime(program.model, "cpu")
+    model = program.model_proto
+    del model.graph.value_info[:]  # shapes noted before the fusion, which not all hold after it
+    onnx = wanted_package("onnx", "export to ONNX")
+    onnx.save(model, path)
+    onnx.checker.check_model(path, full_check=True)
+
+
+def to_onnx(graph: Graph) -> Any:
+    """A traced graph as torch's `ONNXProgram`."""
+    wanted_package("onnx", "export to ONNX")
+    wanted_package("onnxscript", "export to ONNX")
+    with quiet():
+        return torch.onnx.export(
+            graph.program,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch prints of its steps, of torchvision, and of its own use of its own functions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_openvino(graph: Graph, path: Path) -> None:
+    """OpenVINO's XML, and its weights in a .bin file beside it.
+
+    Raises:
+        ValueError: if openvino is missing.
+    """
+    openvino = wanted_package("openvino", "export to OpenVINO")
+    with quiet():
+        model = openvino.convert_model(graph.program)
+    for port, name in zip(model.inputs, graph.inputs, strict=True):
+        port.get_tensor().set_names({name})
+    for port, name in zip(model.outputs, graph.outputs, strict=True):
+        port.get_tensor().set_names({name})
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def write_torch_export(graph: Graph, path: Path) -> None:
+    """What `torch.export.load` reads."""
+    torch.export.save(graph.program, path)
+
+
+def write_executorch(graph: Graph, path: Path) -> None:
+    """An ExecuTorch program for the CPU, through XNNPACK.
+
+    Raises:
+        ValueError: if executorch is missing.
+    """
+    lowering: Any = wanted_package("executorch.exir", "export to ExecuTorch")
+    partition: Any = wanted_package(
+        "executorch.backends.xnnpack.partition.xnnpack_partitioner", "export to ExecuTorch"
+    )
+    lowered = lowering.to_edge_transform_and_lower(graph.program, partitioner=[partition.XnnpackPartitioner()])
+    path.write_bytes(lowered.to_executorch().buffer)
+
+
+# For each format the end of a file's name, and who writes it.
+FORMATS: dict[str, tuple[str, Callable[[Graph, Path], None]]] = {
+    "onnx": (".onnx", write_onnx),
+    "onnxruntime": (".onnx", write_onnxruntime),
+    "openvino": (".xml", write_openvino),
+    "torch-export": (".pt2", write_torch_export),
+    "executorch": (".pte", write_executorch),
+}

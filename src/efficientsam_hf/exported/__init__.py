@@ -1,0 +1,1 @@
+"""Exported folders in the place of a model: read, verified and run by another runtime."""

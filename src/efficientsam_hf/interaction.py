@@ -1,0 +1,226 @@
+"""What one person does with one photo: clicks, boxes, undo, masks to choose from. Any page or window may show it."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from .mask_generation import coco_dataset, segment_everything
+from .masks_efficientsam import decode_rle
+from .modeling_efficientsam import EfficientSamModel
+from .prediction import Segmentation, read_photo, segment
+from .processing_efficientsam import EfficientSamProcessor
+from .visualization import draw_everything, draw_segmentation, label_map
+
+SHOWN_SIDE = 1024  # pixels of the longer side of what is drawn, at every click; smaller photos would show the pixels
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What was pointed at so far: clicks x, y with labels 1 (object) or 0 (background), and at most one box."""
+
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+    box: tuple[float, float, float, float] | None = None
+
+    def with_click(self, x: float, y: float, label: int) -> "Prompt":
+        """One click more."""
+        return replace(self, points=(*self.points, (x, y)), labels=(*self.labels, label))
+
+    def with_box(self, x0: float, y0: float, x1: float, y1: float) -> "Prompt":
+        """Another box in place of the one before, however its corners were drawn."""
+        return replace(self, box=(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
+
+    def arguments(self) -> dict[str, Any]:
+        """As `segment` takes them; nothing of nothing."""
+        clicks = {"points": [[*self.points]], "labels": [[*self.labels]]} if self.points else {}
+        return {**clicks, **({"boxes": [[*self.box]]} if self.box else {})}
+
+
+def open_photo(path: str | Path, most_pixels: int) -> PIL.Image.Image:
+    """A photo that somebody sent, looked at before it is decoded.
+
+    Raises:
+        ValueError: in words for that person, without a path of this machine, if it is none or too large.
+    """
+    path = Path(path)
+    try:
+        with PIL.Image.open(path) as header:
+            width, height = header.size
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(f"{path.name} is far too large a picture") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path.name} is no picture that can be read") from error
+    if width * height > most_pixels:
+        wanted = f"{most_pixels / 1e6:.0f} megapixels"
+        raise ValueError(f"{path.name} has {width} x {height} pixels, wanted at most {wanted}")
+    try:
+        return read_photo(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} is damaged, or its upload was cut short") from error
+
+
+class PhotoSession:
+    """A photo, what was pointed at, and the answer. What fails leaves everything as it was.
+
+    Args:
+        photo: In RGB.
+        name: Of its file; downloads are called after it.
+    """
+
+    def __init__(self, photo: PIL.Image.Image, name: str = "photo"):
+        self.photo = photo
+        self.stem = Path(name).stem
+        self.scale = SHOWN_SIDE / max(photo.size)
+        width, height = (max(1, round(side * self.scale)) for side in photo.size)
+        self.shown = photo.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        self.history = [Prompt()]
+        self.embeddings: Tensor | None = None
+        self.answer: Segmentation | None = None
+        self.choice = 0
+        self.records: list[dict[str, Any]] = []
+
+    @property
+    def prompt(self) -> Prompt:
+        """What is pointed at now."""
+        return self.history[-1]
+
+    @property
+    def scores(self) -> list[float]:
+        """Predicted IoU of the masks to choose from, the best first."""
+        return [] if self.answer is None else self.answer.scores[0].tolist()
+
+    def look(self, model: EfficientSamModel, processor: EfficientSamProcessor) -> None:
+        """Encode the photo, so that the first click is as quick as the others."""
+        if self.embeddings is None:
+            inputs = processor.image_processor(self.photo, return_tensors="pt")
+            with torch.inference_mode():
+                self.embeddings = model.get_image_embeddings(inputs["pixel_values"].to(model.device))
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Pointing
+
+    def click(
+        self, model: EfficientSamModel, processor: EfficientSamProcessor, x: float, y: float, label: int
+    ) -> None:
+        """Point at x, y, which lie in 0 to 1 of the photo's sides; label 1 is the object, 0 the background.
+
+        Raises:
+            ValueError: if the model cannot be asked this, such as for one click too many.
+        """
+        self.ask(model, processor, [*self.history, self.prompt.with_click(*self.in_pixels(x, y), label)])
+
+    def drag(
+        self, model: EfficientSamModel, processor: EfficientSamProcessor, corners: tuple[float, float, float, float]
+    ) -> None:
+        """Draw a box from one corner to the other, x0, y0, x1, y1 in 0 to 1 of the photo's sides.
+
+        Raises:
+            ValueError: as in `click`, and for a box without any area.
+        """
+        x0, y0, x1, y1 = corners
+        self.ask(
+            model, processor, [*self.history, self.prompt.with_box(*self.in_pixels(x0, y0), *self.in_pixels(x1, y1))]
+        )
+
+    def undo(self, model: EfficientSamModel, processor: EfficientSamProcessor) -> None:
+        """Take back the last click or box; of all objects, show none."""
+        self.ask(model, processor, self.history if self.records else self.history[:-1] or [Prompt()])
+
+    def clear(self) -> None:
+        """Point at nothing; the photo's embedding stays."""
+        self.history, self.answer, self.records, self.choice = [Prompt()], None, [], 0
+
+    def in_pixels(self, x: float, y: float) -> tuple[float, float]:
+        """A place in 0 to 1 of the sides -> pixels inside the photo."""
+        width, height = self.photo.size
+        return min(max(x, 0) * width, width - 1), min(max(y, 0) * height, height - 1)
+
+    def ask(self, model: EfficientSamModel, processor: EfficientSamProcessor, history: list[Prompt]) -> None:
+        """Segment what the last prompt points at; the photo is encoded once in its life."""
+        answer = None
+        if arguments := history[-1].arguments():
+            answer = segment(model, processor, self.photo, **arguments, image_embeddings=self.embeddings)
+            self.embeddings = answer.image_embeddings
+        self.history, self.answer, self.records, self.choice = history, answer, [], 0
+
+    def find_everything(
+        self, model: EfficientSamModel, processor: EfficientSamProcessor, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Find all objects, in place of what was pointed at.
+
+        Raises:
+            ValueError: for an option as in `segment_everything`.
+        """
+        known: dict[str, Any] = {"image_embeddings": self.embeddings, "return_embeddings": True}
+        records, self.embeddings = segment_everything(model, processor, self.photo, **known, **options)
+        self.history, self.answer, self.records = [Prompt()], None, records
+        return records
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Looking
+
+    def draw(self, opacity: float = 0.45) -> PIL.Image.Image:
+        """The photo with masks and prompts, its longer side `SHOWN_SIDE`."""
+        if self.records:
+            largest_first = sorted(self.records, key=lambda record: -record["area"])
+            masks = (self.resized(decode_rle(record["segmentation"]).numpy()) for record in largest_first)
+            return draw_everything(self.shown, masks, opacity)
+        mask = self.chosen()
+        if mask is None:
+            return self.shown
+        points = [(x * self.scale, y * self.scale) for x, y in self.prompt.points]
+        boxes = [[side * self.scale for side in self.prompt.box]] if self.prompt.box else []
+        return draw_segmentation(self.shown, self.resized(mask)[None], points, self.prompt.labels, boxes, opacity)
+
+    def chosen(self) -> np.ndarray | None:
+        """The chosen mask (H, W), or all objects' together; None if nothing was asked."""
+        if self.records:
+            return np.any([decode_rle(record["segmentation"]).numpy() for record in self.records], axis=0)
+        return None if self.answer is None else self.answer.masks[0, self.choice].cpu().numpy()
+
+    def resized(self, mask: np.ndarray) -> np.ndarray:
+        """A mask (H, W) at the size that is shown."""
+        grey = PIL.Image.fromarray(mask.astype(np.uint8) * 255)
+        return np.asarray(grey.resize(self.shown.size, PIL.Image.Resampling.BILINEAR)) > 127
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Taking away
+
+    def save(self, kind: str, folder: str | Path) -> Path:
+        """Write what was found, at the photo's own size.
+
+        Args:
+            kind: "mask" (a PNG, white on black; of all objects a label map of 16 bits), "coco" (a JSON with run
+                lengths) or "cutout" (the photo as a PNG, transparent around the object).
+            folder: Where to; it must be there.
+
+        Raises:
+            ValueError: if nothing was found yet.
+        """
+        mask = self.chosen()
+        if mask is None:
+            raise ValueError("there is no mask yet: click on something first")
+        path = Path(folder) / f"{self.stem}_{kind}.{'json' if kind == 'coco' else 'png'}"
+        if kind == "coco":
+            found = [(f"{self.stem}.jpg", *self.photo.size, self.records or self.chosen_records())]
+            path.write_text(json.dumps(coco_dataset(found)))
+        elif kind == "cutout":
+            cutout = self.photo.convert("RGBA")
+            cutout.putalpha(PIL.Image.fromarray(mask.astype(np.uint8) * 255))
+            cutout.save(path)
+        else:
+            (label_map(self.records, self.photo.size) if self.records else PIL.Image.fromarray(mask)).save(path)
+        return path
+
+    def chosen_records(self) -> list[dict[str, Any]]:
+        """The chosen mask as a record."""
+        if self.answer is None:
+            return []
+        masks, scores = self.answer.masks[:, self.choice :], self.answer.scores[:, self.choice :]
+        return Segmentation(masks, scores, self.answer.image_embeddings).records()

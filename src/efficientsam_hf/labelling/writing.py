@@ -1,0 +1,88 @@
+"""What every format of labels is: a shard that is written picture by picture, and is whole or not there."""
+
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torch import Tensor
+
+from ..data.images import Picture
+
+ONE_CATEGORY = [{"id": 1, "name": "object"}]
+
+
+@dataclass(frozen=True)
+class LabelledPhoto:
+    """A picture and its masks.
+
+    Args:
+        picture: Where it came from; its name is its path among the labels.
+        content: The bytes of its file.
+        pixels: (3, H, W), upright; masks belong to these.
+        records: As `segment_everything` gives them; with `category_id` if there is more than one category.
+    """
+
+    picture: Picture
+    content: bytes
+    pixels: Tensor
+    records: list[dict[str, Any]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.pixels.shape[-1], self.pixels.shape[-2]
+
+    def beside(self, folder: Path, suffix: str) -> Path:
+        """Where a label file of this picture's name lies."""
+        return folder / PurePosixPath(self.picture.name).with_suffix(suffix)
+
+
+@dataclass
+class Format:
+    """A shard being written: `add` for each picture, then `finish`.
+
+    Args:
+        folder: Of all labels.
+        shard: The shard's name.
+        number: The shard's place among all.
+        categories: COCO's.
+    """
+
+    folder: Path
+    shard: str
+    number: int
+    categories: list[dict[str, Any]] = field(default_factory=lambda: ONE_CATEGORY)
+
+    # Whether a.jpg and a.png of one folder would share a file.
+    by_stem = False
+
+    def __post_init__(self) -> None:
+        """Open what the shard is written to."""
+
+    def add(self, photo: LabelledPhoto) -> None:
+        """Write a picture's labels."""
+        raise NotImplementedError(f"{type(self).__name__} writes nothing")
+
+    def finish(self) -> None:
+        """Make the shard visible."""
+
+    @classmethod
+    def conclude(cls, folder: Path, shards: list[str], categories: list[dict[str, Any]]) -> list[Path]:
+        """Write what there is one of, once all shards are there; gives its files."""
+        return []
+
+
+class WholeShards(Format):
+    """Formats with one file a shard, which takes its name when it is complete."""
+
+    place = "."
+    suffix = ""
+
+    def __post_init__(self) -> None:
+        self.path = self.folder / self.place / f"{self.shard}{self.suffix}"
+        self.part = self.path.with_name(f".{self.path.name}.part")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def finish(self) -> None:
+        """Rename what was written beside."""
+        self.part.replace(self.path)

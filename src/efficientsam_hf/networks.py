@@ -1,0 +1,54 @@
+"""What `segment` and `segment_everything` ask of a model: whatever offers this can take its place.
+
+B pictures, Q prompts a picture, P slots a prompt, M masks a prompt, T tokens, C channels, h x w the embedding grid.
+`EfficientSamModel` offers it, and so does `ExportedEfficientSam`, which has no network of torch at all.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class SegmentationAnswer(Protocol):
+    """What a network answers: `iou_scores` (B, Q, M), `pred_masks` (B, Q, M, 4h, 4w), `image_embeddings`."""
+
+    iou_scores: Any
+    pred_masks: Any
+    image_embeddings: Any
+
+
+@runtime_checkable
+class MaskDecoder(Protocol):
+    """Decodes clicks in two steps, so that masks that nobody wants need not be drawn."""
+
+    def bytes_per_prompt(self, cells: int) -> int:
+        """About what one prompt takes on an embedding grid of so many cells."""
+
+    def look(self, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """What `get_decoder_inputs` gave -> two tensors (B, Q, ...), which only the two below must understand."""
+
+    def predict_iou(self, tokens: Tensor, chosen: slice) -> Tensor:
+        """The first of the two -> predicted IoU (B, Q, M) of the chosen masks."""
+
+    def draw_masks(self, tokens: Tensor, image: Tensor, chosen: slice, size: tuple[int, int]) -> Tensor:
+        """Both, or the same rows of both, on a grid of `size` (h, w) -> logits (B, Q, M, 4h, 4w)."""
+
+
+@runtime_checkable
+class SegmentationNetwork(Protocol):
+    """Encodes pictures once and answers prompts. `config` is an `EfficientSamConfig`; tensors live on `device`."""
+
+    config: Any
+    device: torch.device
+    mask_decoder: Any  # a MaskDecoder
+
+    def get_image_embeddings(self, pixel_values: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), normalised -> embeddings (B, C, h, w)."""
+
+    def get_decoder_inputs(self, embeddings: Tensor, input_points: Tensor) -> dict[str, Any]:
+        """Embeddings and clicks (B, Q, P, 2) -> what `mask_decoder.look` takes."""
+
+    def __call__(self, **inputs: Any) -> SegmentationAnswer:
+        """`pixel_values` or `image_embeddings`, and prompts as `EfficientSamModel.forward` takes them."""

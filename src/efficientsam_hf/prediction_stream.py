@@ -1,0 +1,159 @@
+"""Many pictures, or the frames of a film: read, copied and segmented at the same time.
+
+B pictures a batch, Q objects a picture, M masks an object, H x W a picture.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .pictures_efficientsam import read_picture
+from .prediction import Segmentation, best_first, one_image
+from .processing_efficientsam import EfficientSamProcessor
+
+PROMPTS = {"points": 3, "labels": 2, "boxes": 2}  # how deep each argument of `segment` is nested, for several objects
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A batch on the model's device, ready to be segmented."""
+
+    inputs: dict[str, Tensor]
+    sizes: Tensor
+    objects: list[int]
+    ready: Any  # an event of the stream that copies, or None
+
+
+class SegmentationStream:
+    """Segments pictures as they come, in their order, each as `segment` does.
+
+    While the device works on one batch, the next is copied to it and stretched there, and threads read and decode the
+    pictures after that. On a GPU the copies go through page-locked memory on a stream of their own.
+
+    Args:
+        model: On any device; anything that offers what `SegmentationNetwork` lists.
+        processor: The model's.
+        batch_size: Pictures that the encoder sees at once.
+        readers: Threads that read pictures.
+        ahead: Batches that may be read before they are needed.
+    """
+
+    def __init__(
+        self, model: Any, processor: EfficientSamProcessor, batch_size: int = 4, readers: int = 2, ahead: int = 2
+    ):
+        for name, value in {"batch_size": batch_size, "readers": readers, "ahead": ahead}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        self.model = model
+        self.processor = processor
+        self.batch_size, self.readers, self.ahead = batch_size, readers, ahead
+        self.device = torch.device(model.device)
+        self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def __call__(self, requests: Iterable[tuple[Any, dict[str, Any]]]) -> Iterator[Segmentation]:
+        """Answer requests one after the other; they are taken only as far ahead as they are read.
+
+        Args:
+            requests: Pictures of any kind, a file's name or a film's frame, each with its prompts: `points`, `labels`
+                and `boxes` as `segment` takes them.
+
+        Yields:
+            What `segment` answers to each.
+
+        Raises:
+            ValueError: for a picture or a prompt that cannot be read, once the answers before its batch are given.
+        """
+        with ThreadPoolExecutor(self.readers) as pool:
+            read = in_order(pool, read_request, requests, self.batch_size * self.ahead)
+            waiting: tuple[Staged, Any] | None = None
+            try:
+                while batch := list(islice(read, self.batch_size)):
+                    staged = self.stage(batch)
+                    # On a GPU this only starts the work, which then goes on while the answers before it are taken.
+                    before, waiting = waiting, (staged, self.compute(staged))
+                    if before:
+                        yield from self.answers(*before)
+            except Exception:
+                if waiting:
+                    yield from self.answers(*waiting)
+                raise
+            if waiting:
+                yield from self.answers(*waiting)
+
+    def stage(self, batch: list[tuple[Tensor, dict[str, Any]]]) -> Staged:
+        """Copy pictures to the device and prepare them there, beside what it is doing."""
+        pictures, prompts = [picture for picture, _ in batch], gather(batch)
+        with torch.cuda.stream(self.copying) if self.copying else nullcontext():
+            if self.copying:
+                pictures = [picture.pin_memory().to(self.device, non_blocking=True) for picture in pictures]
+            prepared = self.processor.image_processor(pictures, return_tensors="pt", device=self.device)
+            asked = self.processor(original_sizes=prepared["original_sizes"], **prompts)
+            sizes = asked.pop("original_sizes")  # stays on the CPU, where fetching it would wait for the device
+            inputs = {"pixel_values": prepared["pixel_values"], **asked.to(self.device)}
+            ready = self.copying.record_event() if self.copying else None
+        objects = [
+            max(len(points or []), len(boxes or []))
+            for points, boxes in zip(prompts["input_points"], prompts["input_boxes"], strict=True)
+        ]
+        return Staged(inputs, sizes, objects, ready)
+
+    @torch.inference_mode()
+    def compute(self, staged: Staged) -> Any:
+        """Start the model on a batch."""
+        if staged.ready is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(staged.ready)
+            for tensor in staged.inputs.values():
+                tensor.record_stream(current)
+        return self.model(**staged.inputs)
+
+    @torch.inference_mode()
+    def answers(self, staged: Staged, outputs: Any) -> Iterator[Segmentation]:
+        """Masks at the pictures' sizes, without those of the padding."""
+        masks, scores = best_first(outputs.pred_masks, outputs.iou_scores)
+        for row, objects in enumerate(staged.objects):
+            drawn = self.processor.post_process_masks(masks[row : row + 1, :objects], staged.sizes[row : row + 1])[0]
+            yield Segmentation(drawn, scores[row, :objects], outputs.image_embeddings[row : row + 1])
+
+
+def read_request(request: tuple[Any, dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
+    """A picture and its prompts -> its pixels (3, H, W), and the prompts with a list for each object."""
+    picture, prompts = request
+    unknown = sorted(set(prompts) - set(PROMPTS))
+    if unknown:
+        raise ValueError(f"unknown prompt {unknown[0]!r}, wanted {', '.join(PROMPTS)}")
+    lists = {name: one_image(prompts.get(name), depth) for name, depth in PROMPTS.items()}
+    return read_picture(picture), {name: value and value[0] for name, value in lists.items()}
+
+
+def gather(batch: list[tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:
+    """The prompts of several pictures, as the processor takes them; labels that were left out are all 1."""
+    prompts = [asked for _, asked in batch]
+    labels = [asked["labels"] or [[1] * len(clicks or []) for clicks in asked["points"] or []] for asked in prompts]
+    return {
+        "input_points": [asked["points"] for asked in prompts],
+        "input_labels": labels,
+        "input_boxes": [asked["boxes"] for asked in prompts],
+    }
+
+
+def in_order(pool: ThreadPoolExecutor, work: Callable, items: Iterable, ahead: int) -> Iterator:
+    """The results of `work` on each item, in order, with so many items being worked on ahead."""
+    pending: deque[Future] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -1,0 +1,78 @@
+"""A compiled model answers as it did before, and goes on where compiling fails."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+
+from efficientsam_hf.compilation import Compiled, compile_model, in_powers_of_two
+
+
+def broken(*arguments, **options):
+    def compiled(*arguments, **inputs):
+        raise RuntimeError("no compiler\nand more")
+
+    return compiled
+
+
+def test_failure_falls_back_with_one_warning(monkeypatch, model, pixels):
+    monkeypatch.setattr(torch, "compile", broken)
+    inputs = {"pixel_values": pixels, "input_points": torch.full((2, 3, 1, 2), 30.0)}
+    with torch.inference_mode():
+        wanted = model(**inputs)
+        compile_model(model)
+        with pytest.warns(UserWarning, match="torch.compile failed, going on without it: no compiler$") as caught:
+            found = model(**inputs)
+        assert len(caught) == 2  # one for the encoder, one for the decoder
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(model(**inputs).pred_masks, wanted.pred_masks)
+    assert torch.equal(found.pred_masks, wanted.pred_masks)
+
+
+def test_what_is_the_callers_fault_is_raised_and_no_reason_to_give_up(monkeypatch):
+    def halve(number):
+        if number % 2:
+            raise ValueError(f"{number} is odd")
+        return number // 2
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    compiled = Compiled(halve)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="3 is odd"):
+            compiled(3)
+        assert compiled(4) == 2
+    assert compiled.compiled is not None
+
+
+@pytest.mark.parametrize(("count", "seen"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8)])
+def test_prompts_are_filled_up_and_cut_off(model, pixels, count, seen):
+    counts = []
+    look = model.mask_decoder.look
+
+    def watched(image_embeddings, image_positions, prompts, dense, last_stands_for):
+        counts.append(prompts.shape[1])
+        return look(image_embeddings, image_positions, prompts, dense, last_stands_for)
+
+    with torch.inference_mode():
+        embeddings = model.get_image_embeddings(pixels)
+        inputs = model.get_decoder_inputs(embeddings, torch.rand(2, count, 1, 2) * 64)
+        for found, wanted in zip(in_powers_of_two(watched)(**inputs), look(**inputs), strict=True):
+            assert torch.allclose(found, wanted, atol=1e-5)
+    assert counts == [seen]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcc") and not shutil.which("g++"), reason="torch.compile wants a C++ compiler")
+def test_compiled_answers_are_the_same(model, pixels):
+    inputs = {"pixel_values": pixels, "input_points": torch.full((2, 3, 1, 2), 30.0)}
+    with torch.inference_mode():
+        wanted = model(**inputs)
+        compile_model(model)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="torch.compile failed")
+            found = model(**inputs)
+    assert torch.allclose(found.pred_masks, wanted.pred_masks, atol=1e-4)
+    assert torch.allclose(found.iou_scores, wanted.iou_scores, atol=1e-4)

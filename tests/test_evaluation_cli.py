@@ -1,0 +1,138 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_model, tiny_config
+from oracles import write_coco
+from PIL import Image
+from synthetic import make_folder, scene_files
+from typer.testing import CliRunner
+
+from efficientsam_cli import app
+from efficientsam_hf import EfficientSamProcessor, save_for_hub
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    model = make_model(tiny_config())
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    return str(save_for_hub(model, EfficientSamProcessor.from_model_config(model.config), folder))
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    write_coco(tmp_path, 4)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+COCO = ["--images", "images", "--annotations", "instances.json", "--device", "cpu"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def told(path="results.json"):
+    return json.loads(Path(path).read_text())
+
+
+def test_points_by_several_protocols(room, checkpoint):
+    result = run("points", *COCO, "--model", checkpoint, "--protocol", "sam", "--protocol", "ritm", "--boundary")
+    assert result.exit_code == 0, result.output
+    (found,) = told()["results"]
+    assert [one["protocol"] for one in found["protocols"]] == ["sam", "ritm"]
+    assert found["model"]["name"] == "tiny"
+    assert len(found["model"]["weights_sha256"]) == len(found["data"]["annotations_sha256"]) == 64
+    assert found["data"]["pictures"] == 4
+    assert found["protocols"][0]["masks"] == 12
+    assert {"encode", "decode", "metrics", "clicks"} <= found["ms_a_picture"].keys()
+    assert "NoC@90" in result.output
+    assert "| tiny | " in result.output
+    assert Image.open("results_worst.png").width > 700
+    assert len(Path("results_masks.jsonl").read_text().splitlines()) == 4
+    assert not list(Path().glob(".results*"))
+
+
+def test_boxes_have_ap_and_sa1bs_layout_has_none(room, checkpoint):
+    assert run("boxes", *COCO, "--model", checkpoint, "--limit", 2).exit_code == 0
+    assert told()["results"][0]["ap"].keys() >= {"AP", "APs"}
+    assert told()["results"][0]["data"]["pictures"] == 2
+    make_folder(room / "pairs", scene_files(2))
+    result = run("boxes", "--images", "pairs", "--model", checkpoint, "--device", "cpu", "--output", "out/sa.json")
+    assert result.exit_code == 0, result.output
+    assert "ap" not in told("out/sa.json")["results"][0]
+    assert told("out/sa.json")["results"][0]["task"] == "boxes"
+    assert told("out/sa.json")["results"][0]["protocols"][0]["masks"] == 8
+
+
+def test_detections_and_everything(room, checkpoint):
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [5, 5, 30, 30], "score": 0.5}]
+    Path("found.json").write_text(json.dumps(boxes))
+    assert run("detections", *COCO, "--detections", "found.json", "--model", checkpoint).exit_code == 0
+    assert told()["results"][0]["boxes"] == 1
+    result = run("everything", *COCO, "--model", checkpoint, "--points-per-side", 4, "--limit", 2)
+    assert result.exit_code == 0, result.output
+    assert 0 <= told()["results"][0]["ar"]["AR@1000"] <= 1
+    assert "AR@1000" in result.output
+
+
+def test_several_models_in_one_table(room, checkpoint):
+    result = run("boxes", *COCO, "--model", checkpoint, "--model", checkpoint, "--limit", 1)
+    assert result.exit_code == 0, result.output
+    assert len(told()["results"]) == 2
+    assert result.output.count("| tiny | ") == 4  # mean IoU and AP
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["points", *COCO, "--protocol", "bocs"], "unknown protocol 'bocs', wanted one of box, paper, sam"),
+        (["points", *COCO, "--prompts", "1,x"], "--prompts must be numbers such as 1,3,5, got '1,x'"),
+        (["points", *COCO, "--limit", "0"], "limit must be 1 or more, got 0"),
+        (["points", "--images", "nowhere", "--annotations", "instances.json"], "nothing at nowhere"),
+        (["points", "--images", "images", "--annotations", "none.json"], "nothing at none.json"),
+        (["points", "--images", "images", "--annotations", "images/0.png"], "no JSON of COCO's"),
+        (["boxes", *COCO, "--refine"], "never learnt mask prompts"),
+        (["boxes", *COCO, "--output", "images"], "images is a folder, wanted a file"),
+        (["boxes", *COCO, "--model", "other"], "holds a model of type 'vit', wanted efficientsam, sam"),
+        (["boxes", *COCO, "--model", "a.onnx,b.onnx"], "wanted ENCODER.onnx,DECODER.onnx, nothing at 'a.onnx'"),
+        (["detections", *COCO, "--detections", "none.json"], "nothing at none.json"),
+    ],
+    ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line(room, checkpoint, arguments, message):
+    Path("other").mkdir()
+    Path("other/config.json").write_text('{"model_type": "vit"}')
+    model = [] if "--model" in arguments else ["--model", checkpoint]
+    result = run(*arguments, *model)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.output.strip().splitlines() if line.startswith("efficientsam: ")]
+    assert len(lines) == 1, result.output
+    assert message in lines[0]
+    assert "Traceback" not in result.output
+    assert not Path("results.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(room, checkpoint):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "efficientsam_cli", "evaluate", "points", *COCO, "--model", checkpoint, "--protocol", "centroid"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*launch, *command, "--output", "two.json"], check=True, capture_output=True, env=environment, timeout=240
+    )
+    assert run(*command[3:], "--output", "one.json").exit_code == 0
+    (one,), (two,) = told("one.json")["results"], told("two.json")["results"]
+    for result in (one, two):
+        del result["ms_a_picture"]
+    assert one == two
+    without_time = [
+        [{**json.loads(line), "seconds": 0} for line in Path(name).read_text().splitlines()]
+        for name in ("one_masks.jsonl", "two_masks.jsonl")
+    ]
+    assert without_time[0] == without_time[1]
+    assert not list(Path().glob(".two*"))

@@ -1,0 +1,307 @@
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from oracles import Oracle, write_coco
+
+from efficientsam_hf.evaluation.campaign import Campaign, score_detections, score_interactive, score_proposals
+from efficientsam_hf.evaluation.coco_ap import average_precision, true_dataset
+from efficientsam_hf.evaluation.ground_truth import find_true_pictures, read_dataset
+from efficientsam_hf.evaluation.interactive import Settings
+from efficientsam_hf.evaluation.proposals import average_recall
+from efficientsam_hf.evaluation.protocols import find_protocol
+from efficientsam_hf.evaluation.skips import Skips
+from efficientsam_hf.masks_efficientsam import decode_rle, encode_rle
+
+MODEL = {"name": "oracle", "parameters": 0, "source": "here"}
+REFERENCE = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return (tmp_path, *write_coco(tmp_path, 3))
+
+
+def fed_back(dataset, score=1.0):
+    keys = ("image_id", "category_id", "segmentation")
+    return [{**{key: item[key] for key in keys}, "score": score} for item in dataset["annotations"]]
+
+
+def real(shared, folder, name):
+    path = shared / "data" / folder / name
+    skips = Skips()
+    pictures = find_true_pictures(path.parent / "images", path, skips, unlabelled=True)
+    sizes = [(picture.entry["height"], picture.entry["width"]) for picture in pictures]
+    assert not skips.record()
+    return true_dataset(pictures, sizes, read_dataset(path)["categories"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "more"),
+    [
+        ("coco_train", "instances_train2017_subset.json", ()),
+        ("lvis_val_sub", "lvis_v0.5_val_subset.json", ("APr", "APc", "APf")),
+    ],
+)
+def test_the_truth_fed_back_has_ap_one(shared, folder, name, more):
+    dataset = real(shared, folder, name)
+    found = average_precision(dataset, fed_back(dataset))
+    assert found == dict.fromkeys([*REFERENCE, *more], 1.0)
+    assert average_recall(dataset, fed_back(dataset))["AR@1000"] == 1.0
+    assert average_precision(dataset, []) == dict.fromkeys([*REFERENCE, *more], 0.0)
+
+
+def moved(results, generator):
+    """Masks pushed aside by up to 12 pixels, with random scores."""
+    found = []
+    for result in results:
+        mask = np.roll(decode_rle(result["segmentation"]).numpy(), int(generator.integers(-12, 13)), axis=1)
+        found.append({**result, "segmentation": encode_rle(mask), "score": float(generator.random())})
+    return found
+
+
+def pycocotools_stats(dataset, results, **params):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = json.loads(json.dumps(dataset))
+        truth.createIndex()
+        engine = COCOeval(truth, truth.loadRes(json.loads(json.dumps(results))), "segm")
+        for name, value in params.items():
+            setattr(engine.params, name, value)
+        engine.evaluate()
+        engine.accumulate()
+        if params:
+            return engine.eval["recall"]
+        engine.summarize()
+    return engine.stats
+
+
+def test_ap_is_pycocotools_to_six_decimals(shared):
+    dataset = real(shared, "coco_train", "instances_train2017_subset.json")
+    dataset["images"] = dataset["images"][:100]
+    dataset["annotations"] = [item for item in dataset["annotations"] if item["image_id"] < 100]
+    results = moved(fed_back(dataset), np.random.default_rng(0))
+    found, wanted = average_precision(dataset, results), pycocotools_stats(dataset, results)
+    assert [found[name] for name in REFERENCE] == pytest.approx(wanted[:6], abs=1e-6)
+    assert 0.2 < found["AP"] < 0.8
+    recall = pycocotools_stats(dataset, results, useCats=0, maxDets=[10, 100, 1000])
+    found = average_recall(dataset, results)
+    wanted = [np.mean(recall[:, :, 0, place][recall[:, :, 0, place] > -1]) for place in range(3)]
+    assert [found[f"AR@{most}"] for most in (10, 100, 1000)] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_boundary_ap_is_harder(coco):
+    folder, path, _ = coco
+    pictures = find_true_pictures(folder / "images", path)
+    dataset = true_dataset(pictures, [(60, 80)] * 3, read_dataset(path)["categories"])
+    results = fed_back(dataset)
+    for result in results:
+        result["segmentation"] = encode_rle(np.roll(decode_rle(result["segmentation"]).numpy(), 2, axis=1))
+    assert average_precision(dataset, results, boundary=True)["APs"] < average_precision(dataset, results)["APs"]
+    assert average_precision(dataset, fed_back(dataset), boundary=True)["AP"] == 1.0
+
+
+def campaign(coco, **options):
+    folder, path, _ = coco
+    return Campaign(folder / "images", path, folder / "results.json", **options)
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_an_oracle_has_ap_one_by_true_boxes(coco, refine):
+    asked, oracle = campaign(coco), Oracle(coco[2])
+    score_interactive(asked, oracle, MODEL, [find_protocol("box")], Settings(refine=refine, boundary=True))
+    (result,) = asked.results
+    assert result["protocols"][0]["at"]["1"]["miou"] == 1.0
+    assert result["ap"]["AP"] == result["boundary_ap"]["AP"] == 1.0
+    assert result["ap"]["APl"] is None  # no object is that large
+    assert oracle.refined == (3 if refine else 0)
+    assert oracle.calls == [3, 3, 3] * (2 if refine else 1)
+
+
+def write_detections(coco, **changes):
+    folder, path, _ = coco
+    found = [
+        {**{key: item[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9, **changes}
+        for item in read_dataset(path)["annotations"]
+    ]
+    (folder / "detections.json").write_text(json.dumps(found))
+    return folder / "detections.json"
+
+
+def test_an_oracle_has_ap_one_by_a_detectors_boxes(coco):
+    asked, oracle = campaign(coco, unlabelled=True), Oracle(coco[2])
+    score_detections(asked, oracle, MODEL, write_detections(coco))
+    assert asked.results[0]["ap"]["AP"] == 1.0
+    assert asked.results[0]["boxes"] == 9
+    assert oracle.calls == [3, 3, 3]
+
+
+def test_an_oracle_has_ar_one(coco):
+    _, _, masks_of = coco
+
+    def find(photo):
+        masks = masks_of[photo.getpixel((0, 0))[0]]
+        return [{"segmentation": encode_rle(mask), "predicted_iou": 1.0, "stability_score": 1.0} for mask in masks]
+
+    asked = campaign(coco)
+    score_proposals(asked, find, MODEL, {})
+    assert asked.results[0]["ar"]["AR@10"] == asked.results[0]["ar"]["AR@1000"] == 1.0
+    assert asked.results[0]["masks_a_picture"] == 3
+
+
+def test_a_false_box_costs_precision_and_a_missing_one_recall(coco):
+    path = write_detections(coco)
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found[3:]))
+    asked = campaign(coco)
+    score_detections(asked, Oracle(coco[2]), MODEL, path)
+    assert 0.5 < asked.results[0]["ap"]["AP"] < 0.7  # a third of the objects cannot be found
+
+
+def spoil(coco, **changes):
+    """The data set with its first annotation changed."""
+    _, path, _ = coco
+    content = read_dataset(path)
+    content["annotations"][0].update(changes)
+    path.write_text(json.dumps(content))
+
+
+BAD = [
+    ({"segmentation": [[1, 2, 3, 4]]}, "a polygon of fewer than three points", 8),
+    ({"segmentation": {"size": [61, 80], "counts": [61 * 80]}}, "run lengths of another size than the picture", 8),
+    ({"segmentation": {"size": [60, 80], "counts": "0"}}, "a segmentation that cannot be read", 8),
+    ({"segmentation": []}, "an empty mask", 8),
+    ({"bbox": [70, 50, 30, 30]}, "a box that reaches outside the picture; its mask was used", 9),
+    ({"category_id": 77}, "an annotation of an unknown category", 8),
+    ({"image_id": 77}, "an annotation of a picture that the JSON does not have", 8),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason", "masks"), BAD, ids=lambda value: str(value)[:30])
+def test_bad_annotations_are_counted_or_stop_everything(coco, changes, reason, masks):
+    spoil(coco, **changes)
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    (result,) = asked.results
+    assert result["skipped"][reason]["count"] == 1
+    assert "annotation" in result["skipped"][reason]["such_as"][0]
+    assert result["protocols"][0]["masks"] == masks
+    assert result["protocols"][0]["at"]["1"]["miou"] == result["ap"]["AP"] == 1.0
+    with pytest.raises(ValueError, match=reason):
+        score_interactive(
+            campaign(coco, strict=True), Oracle(coco[2]), MODEL, [find_protocol("box")], Settings(seed=1)
+        )
+
+
+def test_missing_pictures_are_counted_or_stop_everything(coco):
+    (coco[0] / "images" / "1.png").unlink()
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("sam")], Settings())
+    assert asked.results[0]["skipped"]["no such picture"]["count"] == 1
+    assert asked.results[0]["data"]["pictures"] == 2
+    with pytest.raises(ValueError, match=r"1\.png in .*: no such picture"):
+        campaign(coco, strict=True)
+    for left in (coco[0] / "images").iterdir():
+        left.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no picture of .*instances\.json in .*: 3 x no such picture"):
+        campaign(coco)
+
+
+def test_a_broken_picture_is_counted_or_stops_everything(coco):
+    (coco[0] / "images" / "1.png").write_bytes((coco[0] / "images" / "1.png").read_bytes()[:80])
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    assert asked.results[0]["skipped"]["a picture that cannot be read"]["count"] == 1
+    assert asked.results[0]["protocols"][0]["masks"] == 6
+    assert asked.results[0]["ap"]["AP"] == 1.0
+    with pytest.raises(ValueError, match=r"1\.png in .* is no readable picture"):
+        score_interactive(
+            campaign(coco, strict=True), Oracle(coco[2]), MODEL, [find_protocol("box")], Settings(seed=1)
+        )
+    other = campaign(coco)
+    score_detections(other, Oracle(coco[2]), MODEL, write_detections(coco))
+    assert other.results[0]["ap"]["AP"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bbox": [90, 5, 10, 10]}, "a box beside the picture"),
+        ({"bbox": [5, 5, 0, 10]}, "a box without an area"),
+        ({"bbox": [5, 5, 10]}, "a box that is not four finite numbers"),
+        ({"category_id": 77}, "a result of an unknown category"),
+        ({"image_id": 77}, "a result for a picture that is not evaluated"),
+    ],
+)
+def test_bad_detections_are_counted_or_stop_everything(coco, changes, reason):
+    path = write_detections(coco)
+    found = json.loads(path.read_text())
+    found.append({**found[0], **changes})
+    path.write_text(json.dumps(found))
+    asked = campaign(coco)
+    score_detections(asked, Oracle(coco[2]), MODEL, path)
+    assert asked.results[0]["skipped"][reason]["count"] == 1
+    assert asked.results[0]["ap"]["AP"] == 1.0
+    with pytest.raises(ValueError, match=f"result 9.*{reason}"):
+        score_detections(campaign(coco, strict=True), Oracle(coco[2]), MODEL, path)
+
+
+def test_an_empty_results_file_is_zero_or_stops(coco):
+    path = coco[0] / "detections.json"
+    path.write_text("[]")
+    asked = campaign(coco)
+    score_detections(asked, Oracle(coco[2]), MODEL, path)
+    assert asked.results[0]["ap"]["AP"] == 0.0
+    assert asked.results[0]["skipped"]["an empty results file"]["count"] == 1
+    with pytest.raises(ValueError, match="an empty results file"):
+        score_detections(campaign(coco, strict=True), Oracle(coco[2]), MODEL, path)
+    path.write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="is no list of image_id, category_id, bbox and score"):
+        score_detections(campaign(coco), Oracle(coco[2]), MODEL, path)
+
+
+def test_refinement_wants_a_model_that_learnt_masks(coco):
+    oracle = Oracle(coco[2])
+    oracle.mask_prompts = False
+    with pytest.raises(ValueError, match="oracle never learnt mask prompts"):
+        score_detections(campaign(coco), oracle, MODEL, write_detections(coco), refine=True)
+
+
+def test_crowds_are_an_option(coco):
+    spoil(coco, iscrowd=1)
+    for crowds, masks in ((False, 8), (True, 9)):
+        asked = campaign(coco)
+        score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("sam")], Settings(crowds=crowds))
+        assert asked.results[0]["protocols"][0]["masks"] == masks
+
+
+def test_what_was_answered_is_not_asked_again(coco):
+    first, oracle = campaign(coco), Oracle(coco[2])
+    original = oracle.embed
+
+    def dies(picture):
+        if oracle.encoded == 2:
+            raise KeyboardInterrupt
+        return original(picture)
+
+    oracle.embed = dies
+    with pytest.raises(KeyboardInterrupt):
+        score_interactive(first, oracle, MODEL, [find_protocol("sam")], Settings())
+    journal = next(coco[0].glob(".results.*/0.jsonl"))
+    journal.write_text(journal.read_text()[:-30])  # as a kill in the midst of a line leaves it
+    again, oracle.embed, oracle.encoded = campaign(coco), original, 0
+    score_interactive(again, oracle, MODEL, [find_protocol("sam")], Settings())
+    assert oracle.encoded == 2
+    whole = campaign(coco)
+    score_interactive(whole, Oracle(coco[2]), MODEL, [find_protocol("sam")], Settings(seed=1))
+    assert again.results[0]["protocols"] == whole.results[0]["protocols"]
+    again.finish()
+    assert not journal.exists()
+    written = json.loads((coco[0] / "results.json").read_text())
+    assert {"torch", "efficientsam-hf", "faster-coco-eval"} <= written["versions"].keys()
+    assert len((coco[0] / "results_masks.jsonl").read_text().splitlines()) == 3

@@ -1,0 +1,92 @@
+"""Every other format, half precision and 8 bits, each written, checked and used once on a tiny model."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, tiny_config
+
+from efficientsam_hf import EfficientSamProcessor, load_checkpoint, segment
+from efficientsam_hf.export.checking import agreement, difference
+from efficientsam_hf.export.official import export_for_osam
+from efficientsam_hf.export.writing import export_model
+from efficientsam_hf.exported.model import ExportedEfficientSam
+
+pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def processor(model):
+    return EfficientSamProcessor.from_model_config(model.config)
+
+
+def test_torch_export_in_half_precision_with_mask_prompts(tmp_path, photo):
+    model = make_model(tiny_config(mask_prompts=True))
+    processor = EfficientSamProcessor.from_model_config(model.config)
+    export_model(model, processor, tmp_path / "new", "torch-export", dtype="bfloat16")
+    exported, processor = load_checkpoint(tmp_path / "new")
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    inputs = processor(photo, input_boxes=[[[10, 8, 40, 30]]])
+    inputs.pop("original_sizes")
+    masks = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, wanted = (network(**inputs, input_masks=masks).pred_masks for network in (exported, half))
+    assert difference(found, wanted) < 0.1
+    with pytest.raises(ValueError, match="was traced for the CPU, found device cuda"):
+        load_checkpoint(tmp_path / "new", device="cuda")
+
+
+def test_openvino(model, processor, photo, tmp_path):
+    pytest.importorskip("openvino")
+    manifest = export_model(model, processor, tmp_path / "new", "openvino")
+    assert set(manifest.files) == {f"{name}{end}" for name in manifest.graphs for end in (".xml", ".bin")}
+    exported = ExportedEfficientSam(tmp_path / "new", threads=1)
+    found = segment(exported, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
+    wanted = segment(model, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
+    assert agreement(found.masks.float() - 0.5, wanted.masks.float() - 0.5) > 0.999
+    with pytest.raises(ValueError, match="OpenVINO has no device NPU here, found CPU"):
+        ExportedEfficientSam(tmp_path / "new", devices="npu")
+    with pytest.raises(ValueError, match="OpenVINO takes one device, found cpu, gpu"):
+        ExportedEfficientSam(tmp_path / "new", devices=["cpu", "gpu"])
+
+
+def test_osam_takes_the_files(model, processor, photo, tmp_path):
+    osam = pytest.importorskip("osam")
+    import onnxruntime
+    from osam._models.efficientsam._models import EfficientSam10m
+
+    export_for_osam(model, processor, tmp_path / "new")
+    theirs = object.__new__(EfficientSam10m)  # without the download that its constructor begins with
+    theirs._inference_sessions = {
+        name: onnxruntime.InferenceSession(str(tmp_path / "new" / f"efficient_sam_{name}.onnx"))
+        for name in ("encoder", "decoder")
+    }
+    embedding = theirs.encode_image(photo)
+    prompt = osam.types.Prompt(points=np.array([[10.0, 8], [40, 30]]), point_labels=np.array([2, 3]))
+    found = torch.from_numpy(theirs._generate_mask_from_image_embedding(embedding, prompt))
+    wanted = segment(model, processor, photo, boxes=[10, 8, 40, 30]).masks[0, 0]
+    assert found.shape == wanted.shape
+    assert (found != wanted).float().mean() < 1e-3  # osam's masks begin above 0, ours at 0
+    compare_with_samexporter(theirs, model, processor, photo)
+
+
+def compare_with_samexporter(theirs, model, processor, photo):
+    """How samexporter feeds the files: one query of all marks, the best of its masks by predicted IoU."""
+    sessions = SimpleNamespace(**theirs._inference_sessions)
+    pixels = photo.transpose(2, 0, 1)[None].astype(np.float32) / 255
+    (embeddings,) = sessions.encoder.run(None, {sessions.encoder.get_inputs()[0].name: pixels})
+    feeds = {
+        "image_embeddings": embeddings,
+        "batched_point_coords": np.float32([[[[24, 20], [30, 22], [5, 5]]]]),
+        "batched_point_labels": np.float32([[[1, 1, 1]]]),
+        "orig_im_size": np.asarray(photo.shape[:2], dtype=np.int64),
+    }
+    assert {entry.name for entry in sessions.decoder.get_inputs()} == set(feeds)
+    masks, scores = sessions.decoder.run(None, feeds)[:2]
+    assert (masks.shape, scores.shape) == ((1, 1, 3, 48, 80), (1, 1, 3))
+    assert scores[0, 0].argmax() == 0
+    wanted = segment(model, processor, photo, points=[[24, 20], [30, 22], [5, 5]])
+    assert (torch.from_numpy(masks[0] >= 0) != wanted.masks).float().mean() < 1e-3

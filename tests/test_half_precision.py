@@ -1,0 +1,94 @@
+"""How far float16 and bfloat16 are from float32, part by part, and on photos."""
+
+import copy
+
+import pytest
+import torch
+from conftest import make_model, tiny_config
+
+from efficientsam_hf import load_checkpoint, segment
+from efficientsam_hf.data.sa1b import find_pairs
+from efficientsam_hf.masks_efficientsam import decode_rle, masks_to_boxes
+
+# The relative step of each type: half a unit in the last place is the error of a single operation.
+STEP = {torch.float16: 2**-10, torch.bfloat16: 2**-7}
+HALVES = pytest.mark.parametrize("dtype", list(STEP), ids=str)
+
+
+def relative_error(found, wanted):
+    assert found.dtype != torch.float32
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+@pytest.fixture
+def exact():
+    return make_model(tiny_config(negative_points=True, mask_prompts=True))
+
+
+@HALVES
+def test_each_part_errs_by_a_few_steps(exact, pixels, dtype):
+    half = copy.deepcopy(exact).to(dtype)
+    exact = copy.deepcopy(half).float()  # the same rounded weights
+    pixels, masks = pixels.to(dtype), torch.randn(2, 3, 16, 16).to(dtype)
+    points = torch.rand(2, 3, 2, 2) * 64
+    with torch.inference_mode():
+        read = half.vision_encoder.embeddings, exact.vision_encoder.embeddings
+        assert relative_error(read[0](pixels), read[1](pixels.float())) < 3 * STEP[dtype]
+        hidden = torch.randn(2, 4, 4, 24).to(dtype)
+        for index, layer in enumerate(half.vision_encoder.layers):
+            wanted = exact.vision_encoder.layers[index](hidden.float())
+            assert relative_error(layer(hidden), wanted) < 4 * STEP[dtype]
+        assert relative_error(half.vision_encoder.neck(hidden), exact.vision_encoder.neck(hidden.float())) < (
+            4 * STEP[dtype]
+        )
+        embeddings = exact.get_image_embeddings(pixels.float()).to(dtype)
+        found = half.get_decoder_inputs(embeddings, points, input_masks=masks)
+        wanted = exact.get_decoder_inputs(embeddings.float(), points, input_masks=masks.float())
+        for name in ("prompts", "image_positions", "dense"):
+            assert relative_error(found[name], wanted[name]) < 4 * STEP[dtype], name
+        wanted = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+        looked, exactly = half.mask_decoder.look(**found), exact.mask_decoder.look(**wanted)
+        for name, answer, other in zip(("tokens", "image"), looked, exactly, strict=True):
+            assert relative_error(answer, other) < 12 * STEP[dtype], name
+        tokens, image = looked
+        chosen = slice(1, None)
+        scores = half.mask_decoder.predict_iou(tokens, chosen), exact.mask_decoder.predict_iou(tokens.float(), chosen)
+        assert relative_error(*scores) < 8 * STEP[dtype]
+        drawn = half.mask_decoder.draw_masks(tokens, image, chosen, (4, 4))
+        wanted = exact.mask_decoder.draw_masks(tokens.float(), image.float(), chosen, (4, 4))
+        assert relative_error(drawn, wanted) < 8 * STEP[dtype]
+
+
+@HALVES
+def test_positions_stay_in_float32(exact, dtype):
+    half = copy.deepcopy(exact).to(dtype)
+    assert half.shared_image_embedding.gaussian_matrix.dtype == torch.float32
+    coordinates = torch.rand(5, 2)
+    assert torch.equal(half.shared_image_embedding(coordinates), exact.shared_image_embedding(coordinates))
+
+
+@HALVES
+def test_the_norm_over_all_pixels_does_not_overflow(exact, dtype):
+    """Over a whole picture's channels and pixels a sum of squares leaves float16's range."""
+    half = copy.deepcopy(exact.mask_decoder).to(dtype)
+    image = (torch.randn(1, 64 * 64, 16) * 8).to(dtype)
+    with torch.inference_mode():
+        found, wanted = half.upscale(image), copy.deepcopy(half).float().upscale(image.float())
+    assert torch.isfinite(found).all()
+    assert relative_error(found, wanted) < 8 * STEP[dtype]
+
+
+@pytest.mark.slow
+@HALVES
+def test_masks_agree_on_photos(shared, dtype):
+    """Two photos; all of them in benchmarks/agreement.py."""
+    exact, processor = load_checkpoint(device="cpu")
+    half = copy.deepcopy(exact).to(dtype)
+    overlaps = []
+    for pair in find_pairs(shared / "data" / "grabcut")[::30]:
+        boxes = [masks_to_boxes(decode_rle(record["segmentation"])).tolist() for record in pair.read_annotations()]
+        found, wanted = (segment(model, processor, pair.read_image(), boxes=boxes) for model in (half, exact))
+        overlaps += [
+            float((a & b).sum() / (a | b).sum()) for a, b in zip(found.masks[:, 0], wanted.masks[:, 0], strict=True)
+        ]
+    assert sum(overlaps) / len(overlaps) > 0.97

@@ -1,0 +1,165 @@
+"""Pointing at a photo: what is shown and taken away is what `segment` answers, and what fails changes nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, tiny_config
+from PIL import Image
+
+from efficientsam_hf import EfficientSamProcessor, segment, segment_everything
+from efficientsam_hf.interaction import SHOWN_SIDE, PhotoSession, Prompt, open_photo
+from efficientsam_hf.masks_efficientsam import decode_rle
+
+LOOSE = {"points_per_side": 3, "pred_iou_thresh": 0, "stability_score_thresh": 0, "box_nms_thresh": 0.9}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    model = make_model(tiny_config(negative_points=True))
+    return model, EfficientSamProcessor.from_model_config(model.config)
+
+
+@pytest.fixture
+def session(photo) -> PhotoSession:
+    return PhotoSession(Image.fromarray(photo), "cup.jpeg")
+
+
+def test_clicks_and_boxes_are_asked_together(session, parts, photo):
+    session.click(*parts, 0.3, 0.5, 1)
+    session.drag(*parts, (0.9, 0.75, 0.25, 0.25))
+    session.click(*parts, 0.75, 0.25, 0)
+    assert session.prompt == Prompt(((24.0, 24.0), (60.0, 12.0)), (1, 0), (20.0, 12.0, 72.0, 36.0))
+    wanted = segment(*parts, photo, points=[[[24, 24], [60, 12]]], labels=[[1, 0]], boxes=[[20, 12, 72, 36]])
+    assert torch.equal(session.answer.masks, wanted.masks)
+    assert session.scores == wanted.scores[0].tolist()
+
+
+def test_a_photo_is_encoded_once(session, parts, monkeypatch):
+    model, _ = parts
+    encoded = []
+    encode = model.get_image_embeddings
+    monkeypatch.setattr(model, "get_image_embeddings", lambda *a, **k: encoded.append(1) or encode(*a, **k))
+    monkeypatch.setattr(
+        model.vision_encoder,
+        "forward",
+        lambda *a, f=model.vision_encoder.forward, **k: encoded.append(2) or f(*a, **k),
+    )
+    session.look(*parts)
+    assert encoded == [1, 2]
+    session.look(*parts)
+    session.click(*parts, 0.5, 0.5, 1)
+    session.drag(*parts, (0.1, 0.1, 0.9, 0.9))
+    session.find_everything(*parts, **LOOSE)
+    session.clear()
+    session.click(*parts, 0.5, 0.5, 1)
+    assert encoded == [1, 2]
+
+
+def test_undo_goes_back_step_by_step(session, parts):
+    drawn = [session.draw()]
+    for place in ((0.2, 0.2), (0.8, 0.7)):
+        session.click(*parts, *place, 1)
+        drawn.append(session.draw())
+    session.drag(*parts, (0.1, 0.1, 0.6, 0.6))
+    for picture in reversed(drawn):
+        session.undo(*parts)
+        assert session.draw() == picture
+    session.undo(*parts)
+    assert session.prompt == Prompt()
+
+
+def test_everything_takes_the_place_of_prompts_and_goes_with_undo(session, parts, photo):
+    session.click(*parts, 0.5, 0.5, 1)
+    records = session.find_everything(*parts, **LOOSE)
+    assert records == segment_everything(*parts, photo, **LOOSE)
+    assert session.scores == []
+    assert np.array_equal(session.chosen(), np.any([decode_rle(r["segmentation"]).numpy() for r in records], axis=0))
+    session.undo(*parts)
+    assert session.chosen() is None
+    assert session.draw() == session.shown
+
+
+def test_what_fails_changes_nothing(session, parts):
+    for place in range(6):
+        session.click(*parts, place / 6, 0.5, 1)
+    before, picture = session.prompt, session.draw()
+    with pytest.raises(ValueError, match="at most 6 slots, found 7"):
+        session.click(*parts, 0.5, 0.9, 1)
+    with pytest.raises(ValueError, match="pred_iou_thresh must be 0 to 1"):
+        session.find_everything(*parts, pred_iou_thresh=7)
+    with pytest.raises(ValueError, match="box"):
+        session.drag(*parts, (0.5, 0.5, 0.5, 0.5))
+    assert session.prompt == before
+    assert session.draw() == picture
+
+
+def test_places_outside_are_brought_in(session, parts):
+    session.click(*parts, 1.0, 2.0, 1)
+    assert session.prompt.points == ((79.0, 47.0),)
+
+
+def test_downloads_are_the_chosen_mask(session, parts, photo, tmp_path):
+    with pytest.raises(ValueError, match="there is no mask yet"):
+        session.save("mask", tmp_path)
+    session.drag(*parts, (0.1, 0.1, 0.6, 0.9))
+    session.choice = 1
+    mask = session.answer.masks[0, 1].numpy()
+    assert 0 < mask.mean() < 1
+    paths = [session.save(kind, tmp_path) for kind in ("mask", "coco", "cutout")]
+    assert [path.name for path in paths] == ["cup_mask.png", "cup_coco.json", "cup_cutout.png"]
+    assert np.array_equal(np.asarray(Image.open(paths[0])) > 0, mask)
+    (record,) = json.loads(paths[1].read_text())["annotations"]
+    assert np.array_equal(decode_rle(record["segmentation"]).numpy(), mask)
+    assert record["predicted_iou"] == round(session.scores[1], 4)
+    cutout = np.asarray(Image.open(paths[2]))
+    assert np.array_equal(cutout[..., :3], photo)
+    assert np.array_equal(cutout[..., 3], mask * 255)
+
+
+def test_downloads_of_everything(session, parts, tmp_path):
+    records = session.find_everything(*parts, **LOOSE)
+    labels = np.asarray(Image.open(session.save("mask", tmp_path)))
+    smallest = min(range(len(records)), key=lambda n: records[n]["area"])
+    assert np.array_equal(labels > 0, session.chosen())
+    assert np.array_equal(labels == smallest + 1, decode_rle(records[smallest]["segmentation"]).numpy())
+    assert len(json.loads(session.save("coco", tmp_path).read_text())["annotations"]) == len(records)
+
+
+@pytest.mark.parametrize("size", [(30, 20), (3000, 1500)])
+def test_what_is_shown_has_one_size(size, parts):
+    session = PhotoSession(Image.new("RGB", size, (200, 100, 50)))
+    session.drag(*parts, (0.2, 0.2, 0.8, 0.8))
+    assert max(session.draw().size) == SHOWN_SIDE
+    assert session.answer.masks.shape[-2:] == (size[1], size[0])
+
+
+def test_opacity(session, parts):
+    session.drag(*parts, (0.1, 0.1, 0.6, 0.9))
+    inside = session.resized(session.chosen())
+    drawn = {opacity: np.asarray(session.draw(opacity)).astype(int) for opacity in (0.0, 1.0)}
+    shown = np.asarray(session.shown).astype(int)
+    assert np.abs(drawn[1.0] - shown)[inside].mean() > np.abs(drawn[0.0] - shown)[inside].mean() + 10
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("text.jpg", "text.jpg is no picture that can be read"),
+        ("cut.png", "cut.png is damaged, or its upload was cut short"),
+        ("huge.png", "huge.png has 80 x 48 pixels, wanted at most 0 megapixels"),
+        ("bomb.png", "bomb.png is far too large a picture"),
+        ("missing.png", "missing.png is no picture that can be read"),
+    ],
+)
+def test_bad_files_are_told_without_a_path(name, words, photo, tmp_path, monkeypatch):
+    Image.fromarray(photo).save(tmp_path / "huge.png")
+    (tmp_path / "bomb.png").write_bytes((tmp_path / "huge.png").read_bytes())
+    (tmp_path / "cut.png").write_bytes((tmp_path / "huge.png").read_bytes()[:-500])
+    (tmp_path / "text.jpg").write_text("no picture")
+    if name == "bomb.png":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=name) as error:
+        open_photo(tmp_path / name, 3000 if name == "huge.png" else 10**8)
+    assert str(error.value) == words

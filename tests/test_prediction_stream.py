@@ -1,0 +1,84 @@
+"""A stream gives what `segment` gives, and takes pictures no further ahead than it says."""
+
+import pytest
+import torch
+from conftest import make_model, tiny_config
+from PIL import Image
+
+from efficientsam_hf import EfficientSamProcessor, SegmentationStream, segment
+
+
+@pytest.fixture
+def stream(model):
+    return SegmentationStream(model, EfficientSamProcessor.from_model_config(model.config), batch_size=2, ahead=1)
+
+
+@pytest.fixture
+def requests(photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    return [
+        (photo, {"points": [[24, 20]]}),
+        (tmp_path / "photo.png", {"boxes": [[10, 8, 40, 30], [50, 28, 74, 44]]}),
+        (photo[:32, :50], {"points": [[[24, 20]], None], "boxes": [None, [5, 5, 30, 30]]}),
+        (Image.fromarray(photo), {"points": [[24, 20], [30, 22]], "labels": [1, 1]}),
+        (photo[8:], {"boxes": [10, 8, 40, 30]}),
+    ]
+
+
+def test_a_stream_answers_as_one_call_for_each(stream, requests):
+    answers = list(stream(requests))
+    assert len(answers) == len(requests)
+    for (picture, prompts), answer in zip(requests, answers, strict=True):
+        alone = segment(stream.model, stream.processor, picture, **prompts)
+        assert answer.masks.shape == alone.masks.shape
+        assert (answer.masks != alone.masks).float().mean() < 1e-3
+        assert torch.allclose(answer.scores, alone.scores, atol=1e-5)
+        assert torch.allclose(answer.image_embeddings, alone.image_embeddings, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_batches_do_not_matter(stream, requests, batch_size):
+    other = SegmentationStream(stream.model, stream.processor, batch_size=batch_size)
+    for answer, one in zip(other(requests), stream(requests), strict=True):
+        assert torch.allclose(answer.scores, one.scores, atol=1e-5)
+
+
+def test_pictures_are_taken_as_they_are_needed(stream, photo):
+    taken = []
+
+    def film():
+        for number in range(100):
+            taken.append(number)
+            yield photo, {"points": [[24, 20]]}
+
+    answers = stream(film())
+    assert not taken
+    next(answers)
+    # Two batches computed or staged, one read ahead, and the one that is being handed over.
+    assert len(taken) <= 2 * 3 + 1
+    answers.close()
+
+
+def test_what_is_wrong_comes_after_what_was_right(stream, photo, tmp_path):
+    good, bad = (photo, {"points": [[24, 20]]}), (tmp_path / "none.png", {"points": [[24, 20]]})
+    answers = stream([good, good, good, good, bad])
+    for _ in range(4):
+        assert next(answers).masks.shape == (1, 3, 48, 80)
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        list(answers)
+    with pytest.raises(ValueError, match="unknown prompt 'point', wanted points"):
+        list(stream([(photo, {"point": [[24, 20]]})]))
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        SegmentationStream(stream.model, stream.processor, batch_size=0)
+
+
+def test_labels_of_one_picture_do_not_change_another(photo):
+    model = make_model(tiny_config(negative_points=True))
+    stream = SegmentationStream(model, EfficientSamProcessor.from_model_config(model.config), batch_size=2)
+    requests = [
+        (photo, {"points": [[24, 20], [60, 35]], "labels": [1, 0]}),
+        (photo, {"points": [[24, 20], [60, 35]]}),
+    ]
+    for (picture, prompts), answer in zip(requests, stream(requests), strict=True):
+        alone = segment(model, stream.processor, picture, **prompts)
+        assert torch.allclose(answer.scores, alone.scores, atol=1e-5)
