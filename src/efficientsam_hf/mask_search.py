@@ -81,6 +81,7 @@ class Crop:
         self.frame = torch.tensor([patch * side for side in reversed(self.grid)])
         one = self.model.mask_decoder.bytes_per_prompt(self.grid[0] * self.grid[1])
         budget = CPU_DECODER_BYTES if self.embeddings.device.type == "cpu" else DECODER_BYTES
+        self.prepared = self.model.mask_decoder.prepare(**self.model.get_image_inputs(self.embeddings))
         self.points_per_batch = self.settings.points_per_batch or max(1, budget // one)
 
     def search(self, side: int) -> Candidates:
@@ -202,22 +203,23 @@ class Crop:
         if not self.settings.multimask:
             trusted &= torch.arange(scores.shape[1], device=scores.device) == scores.argmax(1, keepdim=True)
         clicks = trusted.any(1)
-        masks = self.draw(tokens[:, clicks], image[:, clicks])[trusted[clicks]]
+        masks = self.draw(tokens[:, clicks], image[clicks])[trusted[clicks]]
         which = trusted.nonzero().cpu()
         return points[which[:, 0]], which[:, 1], scores[trusted].cpu(), masks
 
     def look(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Clicks (Q, 2) -> the decoder's tokens and image, before any mask is drawn."""
         points = points[None, :, None].to(self.embeddings.device)
-        return self.model.mask_decoder.look(**self.model.get_decoder_inputs(self.embeddings, points))
+        prompts = self.model.get_prompt_inputs(self.embeddings, points)
+        return self.model.mask_decoder.look(self.prepared, **prompts)
 
     def draw(self, tokens: Tensor, image: Tensor) -> Tensor:
         """What `look` gave for Q clicks -> logits (Q, M, 4h, 4w), float32."""
         # On a CPU click by click: what is made on the way then stays in the cache and in memory that is used again.
-        at_once = 1 if image.device.type == "cpu" else image.shape[1] or 1
+        at_once = 1 if tokens.device.type == "cpu" else tokens.shape[1] or 1
         masks = [
-            self.model.mask_decoder.draw_masks(*part, slice(1, None), self.grid)[0].float()
-            for part in zip(tokens.split(at_once, dim=1), image.split(at_once, dim=1), strict=True)
+            self.model.mask_decoder.draw_masks(tokens[:, part], image[part], self.prepared, slice(1, None))[0].float()
+            for part in torch.arange(tokens.shape[1]).split(at_once)
         ]
         return torch.cat(masks)
 
