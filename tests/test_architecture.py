@@ -30,7 +30,7 @@ FLOORS = [
         "written_files",
         "mask_settings",
     },
-    {"image_processing_efficientsam"},
+    {"image_processing_efficientsam", "mask_drawing"},
     {"processing_efficientsam", "modeling_efficientsam"},
     {
         "modeling_efficientsam_sami",

@@ -52,21 +52,27 @@ class Discs:
     def get_image_embeddings(self, pixel_values):
         return torch.zeros(1, 1, SIDE // 16, SIDE // 16)
 
-    def get_decoder_inputs(self, embeddings, points):
+    def get_image_inputs(self, embeddings):
+        return {"embeddings": embeddings}
+
+    def prepare(self, embeddings):
+        return embeddings.shape[-2:]
+
+    def get_prompt_inputs(self, embeddings, points):
         return {"points": points[:, :, 0]}
 
     def bytes_per_prompt(self, cells):
         return 1
 
-    def look(self, points):
+    def look(self, prepared, points):
         self.asked.append(points[0])
-        return points, points
+        return points, points[0]
 
     def predict_iou(self, tokens, chosen):
         trust = 0.99 - 0.0005 * tokens.sum(-1) / SIDE
         return torch.stack([trust, torch.full_like(trust, 0.5), torch.full_like(trust, 0.4)], dim=-1)
 
-    def draw_masks(self, tokens, image, chosen, size):
+    def draw_masks(self, tokens, image, size, chosen):
         cells = (torch.arange(4 * size[0]) + 0.5) * 4
         x, y = torch.meshgrid(cells, cells, indexing="xy")
         distance = ((x - tokens[..., 0, None, None]) ** 2 + (y - tokens[..., 1, None, None]) ** 2).sqrt()
@@ -291,10 +297,10 @@ def test_out_of_memory_halves_the_batch(tiny, monkeypatch):
     wanted = segment_everything(model, processor, make_photo(), **options)
     look = type(model.mask_decoder).look
 
-    def small_memory(self, *, prompts, **rest):
+    def small_memory(self, prepared, prompts, **rest):
         if prompts.shape[1] > 3:
             raise torch.OutOfMemoryError("too much")
-        return look(self, prompts=prompts, **rest)
+        return look(self, prepared, prompts, **rest)
 
     monkeypatch.setattr(type(model.mask_decoder), "look", small_memory)
     with pytest.warns(UserWarning, match="out of memory: trying 2 clicks at a time"):

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ from .loss_efficientsam import segmentation_loss
 
 # Labels of a slot. The first three are the user's; box corners get theirs inside the model.
 NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+# What a CPU's cache holds, rows of an MLP's hidden layer and cells enlarged four times.
+MLP_ROWS, DRAWN_CELLS = 512, 256
 
 
 @dataclass
@@ -199,6 +202,14 @@ class EfficientSamMLP(nn.Module):
         self.activation = ACT2FN[hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.think(hidden_states)
+        # Some rows at a time, so that what is wide stays in the cache and in memory that is used again.
+        rows = [self.think(part) for part in hidden_states.flatten(0, -2).split(MLP_ROWS)]
+        return torch.cat(rows).view(*hidden_states.shape[:-1], rows[0].shape[-1])
+
+    def think(self, hidden_states: Tensor) -> Tensor:
+        """The same of all rows at one time."""
         for layer in self.layers[:-1]:
             hidden_states = self.activation(layer(hidden_states))
         return self.layers[-1](hidden_states)
@@ -515,8 +526,8 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
 # Mask decoder
 
 
-# All prompts of a picture start from one image. What a prompt adds to it are a few vectors, weighed differently in each
-# cell, and a layer norm divides each cell by a number of its own. So no prompt's image has to be written out; it is
+# All prompts of a picture start from one image. What a prompt adds to it are a few vectors, weighed differently in
+# each cell, and a layer norm divides each cell by a number of its own. So no prompt's image has to be written out; it is
 #
 #     share * common + weights^T (values bases) + shift
 #
@@ -678,8 +689,8 @@ class EfficientSamTokenToImageAttention(EfficientSamDecoderAttention):
         self, terms: EfficientSamImageTerms, positions: Tensor
     ) -> tuple[EfficientSamProjectedCells, EfficientSamProjectedCells]:
         """Keys and values of the cells, once a picture."""
-        values = terms.through(self.v_proj.weight)
-        values = EfficientSamProjectedCells(values, self.split_heads(values.common).contiguous())
+        seen = terms.through(self.v_proj.weight)
+        values = EfficientSamProjectedCells(seen, self.split_heads(seen.common).contiguous())
         return self.project_places(terms, positions, self.k_proj), values
 
     def forward(
@@ -745,15 +756,18 @@ class EfficientSamImageToTokenAttention(EfficientSamDecoderAttention):
 
 
 class EfficientSamImageNorm(nn.LayerNorm):
-    """Layer norm over the channels of the prompts' images."""
+    """Layer norm over the channels of the prompts' images, in float32 as layer norms are."""
 
     def prepare(self, terms: EfficientSamImageTerms) -> tuple[Tensor, list[Tensor]]:
-        """Products of the terms, which have no mean, once a picture: (B, 1, 1, S) and for each basis (B, heads, d + 1, S)."""
-        common = terms.common.float()
-        crossed = [basis.float() @ common.transpose(1, 2)[:, None] for basis in terms.bases]
-        return common.square().sum(-1)[:, None, None], crossed
+        """Products of terms without a mean, once a picture.
 
-    def forward(
+        -> squares (B, 1, 1, S), and for each basis twice its products with the cells (B, heads, d + 1, S).
+        """
+        common = terms.common.float()
+        products = [2 * basis.float() @ common.transpose(1, 2)[:, None] for basis in terms.bases]
+        return common.square().sum(-1)[:, None, None], products
+
+    def add(
         self,
         image: EfficientSamPromptedImage | None,
         weights: Tensor,
@@ -762,37 +776,36 @@ class EfficientSamImageNorm(nn.LayerNorm):
         products: tuple[Tensor, list[Tensor]],
     ) -> EfficientSamPromptedImage:
         """Add what the image saw, weights (B, Q, heads, T, S) of values (B, Q, heads, T, d + 1), and divide."""
-        weights, values = weights.flatten(2, 3), [values]
-        if image is not None:
-            weights, values = torch.cat([image.weights, weights], dim=2), [*image.values, *values]
-        deviation = self.deviation(image, weights, values, terms, products).to(weights.dtype)
-        share = 1 / deviation if image is None else image.share / deviation
-        return EfficientSamPromptedImage(share, weights / deviation, values)
-
-    def deviation(
-        self,
-        image: EfficientSamPromptedImage | None,
-        weights: Tensor,
-        values: list[Tensor],
-        terms: EfficientSamImageTerms,
-        products: tuple[Tensor, list[Tensor]],
-    ) -> Tensor:
-        """Of each cell's channels, (B, Q, 1, S), in float32, as layer norms are whatever the model's dtype."""
+        weights = weights.flatten(2, 3)
+        if image is None:
+            added = EfficientSamPromptedImage(torch.ones_like(weights[:, :, :1]), weights, [values])
+        else:
+            both = torch.cat([image.weights, weights], dim=2)
+            added = EfficientSamPromptedImage(image.share, both, [*image.values, values])
         with torch.autocast(weights.device.type, enabled=False):
-            own = EfficientSamPromptedImage(weights, weights.float(), [part.float() for part in values])
-            rows = own.rows(
-                EfficientSamImageTerms(terms.common, [basis.float() for basis in terms.bases], terms.shift)
-            )
-            squares, crossed = products
-            crossed = [multiply_shared(*pair).flatten(2, 3) for pair in zip(own.values, crossed, strict=True)]
-            crossed = 2 * torch.cat(crossed, dim=2)
-            if image is not None:
-                share = image.share.float()
-                squares, crossed = squares * share.square(), crossed * share
-            gram = (rows @ rows.transpose(2, 3)).flatten(0, 1)
-            forms = torch.baddbmm(crossed.flatten(0, 1), gram, own.weights.flatten(0, 1)).view_as(crossed)
-            variance = (squares + (forms * own.weights).sum(2, keepdim=True)) / self.weight.shape[0]
-            return (variance.clamp(min=0) + self.eps).sqrt()
+            variance = self.sum_of_squares(added, terms, products) / self.weight.shape[0]
+        factor = (variance.clamp(min=0) + self.eps).rsqrt().to(weights.dtype)
+        return EfficientSamPromptedImage(added.share * factor, added.weights * factor, added.values)
+
+    def sum_of_squares(
+        self, image: EfficientSamPromptedImage, terms: EfficientSamImageTerms, products: tuple[Tensor, list[Tensor]]
+    ) -> Tensor:
+        """Of each cell's channels, (B, Q, 1, S), as a quadratic form of share and weights."""
+        share, weights = image.share.float(), image.weights.float()
+        values, bases = [part.float() for part in image.values], [basis.float() for basis in terms.bases]
+        rows = torch.cat([(part @ basis).flatten(2, 3) for part, basis in zip(values, bases, strict=True)], dim=2)
+        gram = rows @ rows.transpose(2, 3)
+        total, start = products[0] * share.square(), 0
+        for part, product in zip(values, products[1], strict=True):
+            crossed = multiply_shared(part, product).flatten(2, 3)
+            crossed = crossed * share if image.values[1:] else crossed
+            # Of two looks the products count twice, so that the later ones need not look back at the earlier ones.
+            end = start + crossed.shape[2]
+            form = torch.cat([gram[:, :, start:end, start:end], 2 * gram[:, :, start:end, end:]], dim=3)
+            form = torch.baddbmm(crossed.flatten(0, 1), form.flatten(0, 1), weights[:, :, start:].flatten(0, 1))
+            total = total + (form.view_as(crossed) * weights[:, :, start:end]).sum(2, keepdim=True)
+            start = end
+        return total
 
 
 @dataclass
@@ -851,8 +864,8 @@ class EfficientSamTwoWayBlock(GradientCheckpointingLayer):
         looked = self.token_to_image(tokens + token_positions, image, prepared.keys, prepared.values)[0]
         tokens = self.layer_norm2(tokens + looked)
         tokens = self.layer_norm3(tokens + self.mlp(tokens))
-        seen = self.image_to_token(tokens + token_positions, tokens, repeats, image, prepared.queries)
-        return tokens, self.layer_norm4(image, *seen, prepared.terms, prepared.products)
+        weights, values = self.image_to_token(tokens + token_positions, tokens, repeats, image, prepared.queries)
+        return tokens, self.layer_norm4.add(image, weights, values, prepared.terms, prepared.products)
 
 
 class EfficientSamTwoWayTransformer(nn.Module):
@@ -867,16 +880,16 @@ class EfficientSamTwoWayTransformer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def prepare(self, image: Tensor, positions: Tensor) -> tuple[list, EfficientSamImageTerms]:
-        """Image (B, S, C), positions (S, C) -> what blocks and last look compute once a picture, and the last terms."""
+        """Image (B, S, C), positions (S, C) -> what blocks and last look compute once a picture; the last terms."""
         terms, prepared = EfficientSamImageTerms(image, [], torch.zeros_like(image[0, 0])), []
         for block in self.blocks:
-            block_prepared, terms = block.prepare(terms, positions)
+            block_prepared, terms = cast(EfficientSamTwoWayBlock, block).prepare(terms, positions)
             prepared.append(block_prepared)
         return [*prepared, self.final_token_to_image.prepare(terms, positions)], terms
 
     def forward(self, tokens: Tensor, repeats: Tensor, prepared: list) -> tuple[Tensor, EfficientSamPromptedImage]:
         """Tokens (B, Q, T, C) -> tokens (B, Q, T, C) and the prompts' images."""
-        token_positions, image = tokens, None
+        token_positions, image = tokens, cast(EfficientSamPromptedImage, None)
         for block, block_prepared in zip(self.blocks, prepared[:-1], strict=True):
             tokens, image = block(tokens, image, token_positions, repeats, block_prepared)
         looked = self.final_token_to_image(tokens + token_positions, image, *prepared[-1])[0]
@@ -976,7 +989,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
     def look(
         self, prepared: EfficientSamPreparedImage, prompts: Tensor, last_stands_for: int
     ) -> tuple[Tensor, EfficientSamPromptedImage]:
-        """The two-way transformer, prompts (B, Q, P, C) as in `forward` -> tokens (B, Q, T, C), the prompts' images."""
+        """The two-way transformer: prompts (B, Q, P, C) -> tokens (B, Q, T, C) and the prompts' images."""
         output_tokens = torch.cat([self.iou_token, self.mask_tokens]).expand(*prompts.shape[:2], -1, -1)
         tokens = torch.cat([output_tokens, prompts], dim=2)
         repeats = F.pad(tokens.new_tensor([math.log(last_stands_for)]), (tokens.shape[2] - 1, 0))
@@ -996,29 +1009,38 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         self, tokens: Tensor, image: EfficientSamPromptedImage, prepared: EfficientSamPreparedImage, chosen: slice
     ) -> Tensor:
         """What `look` gave -> mask logits (B, Q, M, 4h, 4w)."""
-        (height, width), halves = prepared.size, image.written_out(prepared.upscaling).unflatten(-1, (4, -1))
-        weights = self.mask_weights(tokens[:, :, 1 : 1 + self.config.num_mask_tokens], chosen)
-        masks = weights.flatten(0, 1) @ self.upscale(halves.flatten(1, 2)).transpose(1, 2)
+        (height, width), cells = prepared.size, image.written_out(prepared.upscaling)
+        weights = self.mask_weights(tokens[:, :, 1 : 1 + self.config.num_mask_tokens], chosen).flatten(0, 1)
+        # One group of all channels: mean and variance run over everything but the batch.
+        cells = cells - cells.mean((1, 2), keepdim=True)
+        deviation = torch.linalg.vector_norm(cells, dim=(1, 2), keepdim=True, dtype=torch.float32)
+        factor = (deviation.square() / cells[0].numel() + self.upscale_norm.eps).rsqrt().to(cells.dtype)
+        gain, shift = self.upscale_norm.weight.repeat(4) * factor, self.upscale_norm.bias.repeat(4)
+        if cells.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            masks = self.draw_cells(cells, gain, shift, weights)
+        else:
+            # Some cells at a time, so that what is large stays in the cache and in memory that is used again.
+            parts = [self.draw_cells(part, gain, shift, weights) for part in cells.split(DRAWN_CELLS, dim=1)]
+            masks = torch.cat(parts, dim=2)
         # Cells, then halves of cells, then quarters, by row and column each: brought into rows and columns of pixels.
-        masks = masks.unflatten(-1, (height, width, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        masks = masks.unflatten(2, (height, width)).unflatten(-1, (2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
         return masks.reshape(*tokens.shape[:2], masks.shape[1], 4 * height, 4 * width)
+
+    def draw_cells(self, cells: Tensor, gain: Tensor, shift: Tensor, weights: Tensor) -> Tensor:
+        """Cells (N, S, 4 * channels) to be normed and enlarged, filters (N, M, channels) -> logits (N, M, S, 16)."""
+        halves = self.activation(torch.addcmul(shift, cells, gain)).unflatten(-1, (4, -1))
+        quarters = F.linear(halves, spreading_matrix(self.upscale_conv2), self.upscale_conv2.bias.repeat(4))
+        quarters = self.activation(quarters).unflatten(-1, (4, -1)).flatten(1, 3)
+        return (weights @ quarters.transpose(1, 2)).unflatten(-1, (-1, 16))
 
     def mask_weights(self, mask_tokens: Tensor, chosen: slice) -> Tensor:
         """Each chosen mask token's own network turns it into a filter: (B, Q, tokens, C) -> (B, Q, M, channels)."""
         numbers = range(self.config.num_mask_tokens)[chosen]
         return torch.stack([self.hypernetworks[number](mask_tokens[:, :, number]) for number in numbers], dim=2)
 
-    def upscale(self, halves: Tensor) -> Tensor:
-        """Halves of cells (N, h * w * 4, channels) -> halves of those (N, h * w * 16, channels), cell after cell."""
-        # One group of all channels: a layer norm over everything but the batch.
-        halves = F.layer_norm(halves, halves.shape[1:], eps=self.upscale_norm.eps)
-        halves = self.activation(torch.addcmul(self.upscale_norm.bias, halves, self.upscale_norm.weight))
-        quarters = F.linear(halves, spreading_matrix(self.upscale_conv2), self.upscale_conv2.bias.repeat(4))
-        return self.activation(quarters).unflatten(-1, (4, -1)).flatten(1, 2)
-
 
 def spreading_matrix(convolution: nn.ConvTranspose2d) -> Tensor:
-    """What a 2 x 2 transposed convolution of stride 2 does with each cell, a matrix (4 * output channels, channels)."""
+    """What a 2 x 2 transposed convolution of stride 2 does with a cell: (4 * output channels, channels)."""
     return convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
 
 
