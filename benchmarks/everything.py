@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--stable", type=float, default=0.122, help="share of those that are stable")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no_decoder", action="store_true", help="leave the decoder alone out")
     parser.add_argument("--decoder_batch", type=int, default=4, help="prompts at one time, decoder alone")
     parser.add_argument("--memory_of", choices=["ours", "plain", "transformers"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -232,7 +233,7 @@ def main() -> None:
             run(name, model, processor, photo, side, limits)
             print(status_mebibytes("VmHWM") - before)
             return
-        if name == "ours":
+        if name == "ours" and not args.no_decoder:
             decoder_rates(model, args.rounds, args.decoder_batch)
         encoding = encoding_seconds(model, processor, photo)
         start = time.perf_counter()

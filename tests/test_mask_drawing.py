@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam_hf.mask_drawing import MaskPainter, encode_placed
+from efficientsam_hf.mask_drawing import MaskPainter, decode_box, encode_placed
 from efficientsam_hf.masks_efficientsam import encode_rle, resize_masks
 
 SIZES = [(60, 90), (16, 16), (5, 7), (1, 1), (33, 8)]
@@ -50,3 +50,11 @@ def test_run_lengths_of_a_placed_mask_are_those_of_the_whole(place, share):
         whole = torch.zeros(size, dtype=torch.bool)
         whole[place[0] : place[0] + 6, place[1] : place[1] + 5] = mask
         assert encode_placed(mask, *place, size) == encode_rle(whole)
+
+
+def test_a_box_of_run_lengths_is_cut_from_the_whole():
+    mask = np.random.default_rng(2).random((9, 11)) < 0.4
+    for x, y, width, height in [(0, 0, 11, 9), (3, 2, 5, 4), (10, 8, 1, 1)]:
+        np.testing.assert_array_equal(
+            decode_box(encode_rle(mask), [x, y, width, height]), mask[y : y + height, x : x + width]
+        )

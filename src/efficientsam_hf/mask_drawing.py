@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks_efficientsam import compress_counts
+from .masks_efficientsam import compress_counts, read_counts
 
 # Bicubic weights of neighbouring cells add up to at most 0.445 below zero and then to 1.445 above. So a pixel can be
 # of the object only if one of the cells around it has a logit above this share of the lowest one.
@@ -73,3 +73,12 @@ def encode_placed(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> d
     edges = np.delete(edges, np.concatenate([joined, joined + 1]))
     counts = np.diff(edges, prepend=0, append=height * width)
     return {"size": [height, width], "counts": compress_counts(counts if counts[-1] else counts[:-1])}
+
+
+def decode_box(rle: dict, box: list[int]) -> np.ndarray:
+    """What COCO's run lengths have in a box (x, y, width, height), without painting the rest: (height, width)."""
+    (whole_height, _), (x, y, width, height) = rle["size"], box
+    ends = (read_counts(rle).cumsum() - x * whole_height).clip(0, width * whole_height)
+    runs = np.diff(ends, prepend=0)
+    pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return np.ascontiguousarray(pixels.reshape(width, whole_height)[:, y : y + height].T)

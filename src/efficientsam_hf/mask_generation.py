@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .mask_drawing import decode_box
 from .mask_search import Crop
 from .mask_settings import MaskGenerationSettings
-from .masks_efficientsam import corners_of, decode_rle, layered_crops, nms
+from .masks_efficientsam import corners_of, layered_crops, nms
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
 from .prediction import read_photo
@@ -145,7 +146,8 @@ def segment_file(
     with written_together(paths) as (overlay_part, *coco_part):
         records = segment_everything(model, processor, photo, **options)
         largest_first = sorted(records, key=lambda record: -record["area"])
-        drawn = draw_everything(photo, (decode_rle(record["segmentation"]).numpy() for record in largest_first))
+        masks = (decode_box(record["segmentation"], record["bbox"]) for record in largest_first)
+        drawn = draw_everything(photo, masks, corners=(record["bbox"][:2] for record in largest_first))
         drawn.save(overlay_part, format="PNG")
         for part in coco_part:
             dataset = coco_dataset([(Path(picture).name, photo.width, photo.height, records)])

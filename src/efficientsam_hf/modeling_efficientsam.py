@@ -527,7 +527,7 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
 
 
 # All prompts of a picture start from one image. What a prompt adds to it are a few vectors, weighed differently in
-# each cell, and a layer norm divides each cell by a number of its own. So no prompt's image has to be written out; it is
+# each cell, and a layer norm divides each cell by a number of its own. So no prompt's image is written out; it is
 #
 #     share * common + weights^T (values bases) + shift
 #
