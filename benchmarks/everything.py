@@ -246,9 +246,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     seconds = {name: encoding + each * everything for name, _, encoding, each, *_ in rows}
     for name, prompts, encoding, each, count, memory in rows:
-        print(
-            f"| {name} | {prompts} | {encoding:.2f} | {1000 * each:.1f} | {seconds[name]:.1f} | {count} | {memory:.0f} |"
-        )
+        figures = f"{encoding:.2f} | {1000 * each:.1f} | {seconds[name]:.1f} | {count} | {memory:.0f}"
+        print(f"| {name} | {prompts} | {figures} |")
     for name in names[1:]:
         print(f"{name} / ours, all prompts: {seconds[name] / seconds['ours']:.1f}")
 
