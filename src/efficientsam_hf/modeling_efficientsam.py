@@ -1013,8 +1013,10 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         weights = self.mask_weights(tokens[:, :, 1 : 1 + self.config.num_mask_tokens], chosen).flatten(0, 1)
         # One group of all channels: mean and variance run over everything but the batch.
         cells = cells - cells.mean((1, 2), keepdim=True)
-        deviation = torch.linalg.vector_norm(cells, dim=(1, 2), keepdim=True, dtype=torch.float32)
-        factor = (deviation.square() / cells[0].numel() + self.upscale_norm.eps).rsqrt().to(cells.dtype)
+        # Cell by cell first: one sum of a million squares would lose digits.
+        lengths = torch.linalg.vector_norm(cells, dim=2, keepdim=True, dtype=torch.float32)
+        variance = lengths.square().sum(1, keepdim=True) / cells[0].numel()
+        factor = (variance + self.upscale_norm.eps).rsqrt().to(cells.dtype)
         gain, shift = self.upscale_norm.weight.repeat(4) * factor, self.upscale_norm.bias.repeat(4)
         if cells.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             masks = self.draw_cells(cells, gain, shift, weights)
