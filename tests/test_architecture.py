@@ -31,7 +31,7 @@ FLOORS = [
         "mask_settings",
         "networks",
     },
-    {"image_processing_efficientsam", "visualization", "interchange"},
+    {"configuration_efficientsam_sami", "image_processing_efficientsam", "visualization", "interchange"},
     {"processing_efficientsam", "modeling_efficientsam"},
     {
         "modeling_efficientsam_sami",
