@@ -112,7 +112,7 @@ def markdown_code(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def columns(app, what, name, obj, options, lines: list[str]) -> None:
-    """Keep a module's paragraphs in columns as they stand: Markdown has no such tables, and Sphinx would run them on."""
+    """Keep a module's paragraphs in columns as they stand; Sphinx would run them on."""
     if what != "module":
         return
     found = []
