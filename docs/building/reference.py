@@ -111,6 +111,18 @@ def markdown_code(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = found
 
 
+def columns(app, what, name, obj, options, lines: list[str]) -> None:
+    """Keep a module's paragraphs in columns as they stand; Sphinx would run them on."""
+    if what != "module":
+        return
+    found = []
+    for paragraph in "\n".join(lines).split("\n\n"):
+        if re.search(r"\S {3,}\S", paragraph):
+            paragraph = "::\n\n" + re.sub(r"(?m)^", "    ", paragraph.strip("\n"))
+        found.append(paragraph)
+    lines[:] = "\n\n".join(found).split("\n")
+
+
 def check(app, env) -> None:
     """A public name that is not in the reference is a warning, and so an error."""
     described = env.get_domain("py").objects
@@ -126,5 +138,6 @@ def setup(app) -> dict:
     app.connect("source-read", expand)
     app.connect("env-check-consistency", check)
     # Before napoleon, whose own listener has the usual priority of 500.
+    app.connect("autodoc-process-docstring", columns, priority=300)
     app.connect("autodoc-process-docstring", markdown_code, priority=400)
     return {"parallel_read_safe": True}

@@ -12,7 +12,7 @@ from .skips import Skips
 from .stopwatch import Stopwatch
 
 MOST = (10, 100, 1000)
-# Kirillov et al., 2023, D.3: about 900 masks a picture, of which the order decides.
+#: Kirillov et al., 2023, D.3: about 900 masks a picture, of which the order decides.
 SAM_LVIS: dict[str, Any] = {
     "points_per_side": 64,
     "pred_iou_thresh": 0.0,

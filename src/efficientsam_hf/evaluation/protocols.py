@@ -93,6 +93,7 @@ def random_error(
     return (x, y), int(missed[y, x])
 
 
+#: The protocols by their names.
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
