@@ -26,7 +26,7 @@ from efficientsam_hf.export.graphs import trace
 from efficientsam_hf.exported.engines import start_engine
 from efficientsam_hf.exported.manifest import Manifest
 
-FORMS = ("onnx", "onnxruntime", "openvino")
+FORMS = ("onnx", "openvino")
 PEER = "SamModel's decoder (transformers)"
 
 

@@ -31,8 +31,6 @@ FILES = {
     "onnx": "encoder.onnx",
     "onnx, int8 dynamic": "encoder_dynamic.onnx",
     "onnx, int8 static": "encoder_static.onnx",
-    "onnxruntime": "fused.onnx",
-    "onnxruntime, int8 dynamic": "fused_dynamic.onnx",
     "openvino": "encoder.xml",
     "openvino, int8 static": "encoder_static.xml",
 }
@@ -77,6 +75,11 @@ def runner(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"pixel_values": pixels})[0]
+
+
+def megabytes(path: Path) -> str:
+    parts = (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+    return f"{sum(part.stat().st_size for part in parts) / 1e6:.1f}"
 
 
 def in_torch(model: EfficientSamModel, attention: str, compiled: bool = False) -> Callable[[np.ndarray], np.ndarray]:
@@ -131,14 +134,10 @@ def main() -> None:
             for peer in (EAGER, SCRIPT)
         ]
         difference = np.abs(answers[name] - answers[EAGER]).max()
-        path = args.folder / FILES.get(name, "none")
-        size = sum(part.stat().st_size for part in (path, path.with_suffix(".bin")) if part.is_file()) / 1e6
+        size = megabytes(args.folder / FILES[name]) if name in FILES else ""
         print(
             f"| {name} | {statistics.median(row):.3f} | {np.percentile(row, 95):.3f} | {ratios[0]:.2f} | "
-            f"{ratios[1]:.2f} | {difference:.1e} | {size:.1f} |"
-            if size
-            else f"| {name} | {statistics.median(row):.3f} | {np.percentile(row, 95):.3f} | {ratios[0]:.2f} | "
-            f"{ratios[1]:.2f} | {difference:.1e} | |"
+            f"{ratios[1]:.2f} | {difference:.1e} | {size} |"
         )
 
 

@@ -1,6 +1,6 @@
 """From files to masks: pictures a second with one box each, by batch and runtime, beside transformers' SAM.
 
-    python benchmarks/throughput.py --exported openvino-float32 onnxruntime-float32
+    python benchmarks/throughput.py --exported openvino-float32 onnx-float32
     python benchmarks/throughput.py --variant tiny --device cuda --dtype bfloat16 --batches 1 8 32 --compile --peers
 
 Reading, resizing, encoder, decoder, masks at the photo's size. Every way does the same photos in turn in one run. The

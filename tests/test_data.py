@@ -447,3 +447,42 @@ def test_pasting_replaces_drawn_masks(kind: str, shard: Path, processor: Efficie
     assert (labels.amax((-2, -1)) == 1).any()
     assert not torch.equal(labels[0], drawn[0]["labels"])
     assert torch.equal(labels[2], pasted[2]["labels"])
+
+
+def test_a_picture_is_put_on_a_ground_of_its_colour():
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[10:20, 15:45] = True
+    image = np.where(mask[..., None], 200, 20).astype(np.uint8).repeat(3, axis=2)
+    places = set()
+    for seed in range(20):
+        changed, masks = Augmentation(smallest_scale=0.5)(image, mask[None], np.random.default_rng(seed))
+        assert changed.shape[:2] == masks.shape[1:]
+        assert all(side <= now <= 2 * side for side, now in zip(mask.shape, masks.shape[1:], strict=True))
+        assert masks.sum() == mask.sum()
+        assert (changed[masks[0]] == 200).all()
+        assert (changed[~masks[0]] < 100).all()
+        places.add(tuple(np.argwhere(masks[0])[0]))
+    assert len(places) > 10
+    with pytest.raises(ValueError, match=r"smallest_scale must be 0\.25 to 1, got 0\.1"):
+        Augmentation(smallest_scale=0.1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ({"area": 9}, "a mask is broken, found KeyError"),
+        ({"area": 9, "segmentation": {"size": [60, 80], "counts": [5]}}, "add up to 4800"),
+    ],
+)
+def test_a_broken_mask_names_its_picture(broken, told, tmp_path, processor):
+    picture, record = encode_scene(0, *make_scene(0))
+    record = json.dumps({**json.loads(record), "annotations": [broken]}).encode()
+    pairs = find_pairs(make_folder(tmp_path, {"sa_0.jpg": picture, "sa_0.json": record}))
+    with pytest.raises(ValueError, match=f"sa_0 in .*sa_0.jpg: .*{told}"):
+        Sa1bSamples([pairs], processor, length=1)[0]
+
+
+def test_half_pairs_are_counted(tmp_path, caplog):
+    make_folder(tmp_path, {**scene_files(2), "sa_8.jpg": b"", "sa_9.json": b""})
+    assert len(find_pairs(tmp_path)) == 2
+    assert "2 pairs, left out: 2 halves, such as sa_8" in caplog.text

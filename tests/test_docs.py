@@ -42,6 +42,9 @@ NOT_RUN = {
     r"python examples/label_with_ray\.py ": "tests/test_labelling.py runs it where Ray is",
     r"efficientsam push (?!.*--dry-run)": "it uploads to the Hub",
     r"efficientsam evaluate ": "tests/test_evaluation_cli.py runs each on tiny data, a tutorial on drawn scenes",
+    r"efficientsam probe ": "tests/test_frozen_features.py runs it on drawn classes",
+    r"accelerate launch .*examples/finetune_(classification|detection|semantic_segmentation)": "ImageNet, COCO and ADE20K "
+    "are not here; tests/test_recipes.py runs each script on drawn pictures",
     r"efficientsam demo": "it serves until it is stopped",
 }
 

@@ -8,6 +8,7 @@ from conftest import make_model, tiny_config
 from torch import nn
 
 from efficientsam_hf.training.optimization import (
+    encoder_shares,
     freeze,
     parameter_groups,
     seeded_generator,
@@ -143,3 +144,20 @@ def test_frozen_parameters_are_those_that_fit():
 def test_pattern_that_fits_nothing_is_refused():
     with pytest.raises(ValueError, match=r"no parameter is called 'encoder\.\*'"):
         freeze(nn.Linear(2, 2), ["encoder.*"])
+
+
+def test_deeper_layers_of_the_encoder_learn_faster(model):
+    shares = encoder_shares(2, encoder=0.5, stem=0.1, layer_decay=0.8)
+    groups = parameter_groups(nn.ModuleDict({"model": model}), 0.1, shares)
+    rates = {id(part): group["rate_share"] for group in groups for part in group["params"]}
+    found = {name: rates[id(part)] for name, part in model.named_parameters()}
+    encoder = model.vision_encoder
+    assert found["vision_encoder.embeddings.position_embedding"] == pytest.approx(0.5 * 0.8**3)
+    assert rates[id(encoder.layers[0].mlp.layers[0].weight)] == pytest.approx(0.5 * 0.8**2)
+    assert rates[id(encoder.layers[1].mlp.layers[0].weight)] == pytest.approx(0.5 * 0.8)
+    assert found["vision_encoder.neck.conv1.weight"] == 0.5
+    assert found["mask_decoder.mask_tokens"] == 1
+    # A stem's blocks have their own share; layer 1 does not speak for layer 10.
+    names = list(encoder_shares(11, stem=0.1, layer_decay=0.5))
+    assert names[0].endswith("patch_embedding.blocks.")
+    assert all(name.endswith(".") for name in names)

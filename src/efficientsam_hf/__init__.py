@@ -17,15 +17,13 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .compilation import compile_model
 from .configuration_efficientsam import (
-    MAE_BASELINE,
     VARIANTS,
     EfficientSamConfig,
     EfficientSamMaskDecoderConfig,
     EfficientSamPromptEncoderConfig,
-    EfficientSamSamiConfig,
-    EfficientSamSamiDecoderConfig,
     EfficientSamVisionConfig,
 )
+from .configuration_efficientsam_sami import MAE_BASELINE, EfficientSamSamiConfig, EfficientSamSamiDecoderConfig
 from .exported.model import ExportedEfficientSam
 from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
 from .image_processing_efficientsam import EfficientSamImageProcessor

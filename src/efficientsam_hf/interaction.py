@@ -17,7 +17,7 @@ from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_everything, draw_segmentation, label_map
 
-SHOWN_SIDE = 1024  # pixels of the longer side of what is drawn, at every click; smaller photos would show the pixels
+SHOWN_SIDE = 800  # pixels of the longer side of what is drawn, at every click; outlines take most of its time
 
 
 @dataclass(frozen=True)

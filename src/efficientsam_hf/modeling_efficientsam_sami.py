@@ -18,12 +18,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_efficientsam import (
-    EfficientSamConfig,
-    EfficientSamSamiConfig,
-    EfficientSamSamiDecoderConfig,
-    EfficientSamVisionConfig,
-)
+from .configuration_efficientsam import EfficientSamConfig, EfficientSamVisionConfig
+from .configuration_efficientsam_sami import EfficientSamSamiConfig, EfficientSamSamiDecoderConfig
 from .modeling_efficientsam import (
     EfficientSamAttention,
     EfficientSamModel,

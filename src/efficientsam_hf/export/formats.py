@@ -13,8 +13,7 @@ import torch
 from ..exported.engines import wanted_package
 from .graphs import Graph
 
-# The lowest with every operator that the graphs use; opset 23 has attention as one operator, which onnxruntime
-# runs more slowly on a CPU.
+# The lowest with every operator that the graphs use: the more runtimes read it.
 OPSET = 20
 
 
@@ -25,32 +24,10 @@ def write_onnx(graph: Graph, path: Path) -> None:
         ValueError: if onnx or onnxscript is missing.
         onnx.checker.ValidationError: if the file is no valid ONNX.
     """
-    to_onnx(graph).save(path)
-    wanted_package("onnx", "export to ONNX").checker.check_model(path, full_check=True)
-
-
-def write_onnxruntime(graph: Graph, path: Path) -> None:
-    """An ONNX file with attention, norms and activations as onnxruntime's own operators, which no other runtime has.
-
-    Raises:
-        ValueError: if onnx or onnxscript is missing, or transformers is too old to fuse them (5.23 does).
-    """
-    fusions = wanted_package("transformers.exporters.onnxruntime_fusions", "export to onnxruntime")
-    program = to_onnx(graph)
-    fusions.fuse_for_onnxruntime(program.model, "cpu")
-    model = program.model_proto
-    del model.graph.value_info[:]  # shapes noted before the fusion, which not all hold after it
     onnx = wanted_package("onnx", "export to ONNX")
-    onnx.save(model, path)
-    onnx.checker.check_model(path, full_check=True)
-
-
-def to_onnx(graph: Graph) -> Any:
-    """A traced graph as torch's `ONNXProgram`."""
-    wanted_package("onnx", "export to ONNX")
     wanted_package("onnxscript", "export to ONNX")
     with quiet():
-        return torch.onnx.export(
+        program = torch.onnx.export(
             graph.program,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
@@ -58,6 +35,8 @@ def to_onnx(graph: Graph) -> Any:
             dynamo=True,
             optimize=True,
         )
+    program.save(path)
+    onnx.checker.check_model(path, full_check=True)
 
 
 @contextmanager
@@ -112,7 +91,6 @@ def write_executorch(graph: Graph, path: Path) -> None:
 # For each format the end of a file's name, and who writes it.
 FORMATS: dict[str, tuple[str, Callable[[Graph, Path], None]]] = {
     "onnx": (".onnx", write_onnx),
-    "onnxruntime": (".onnx", write_onnxruntime),
     "openvino": (".xml", write_openvino),
     "torch-export": (".pt2", write_torch_export),
     "executorch": (".pte", write_executorch),

@@ -15,8 +15,7 @@ from ..processing_efficientsam import EfficientSamProcessor
 
 KINDS = ("dynamic", "static")
 LINEAR = ["MatMul", "Gemm"]
-FLOAT = 1  # onnx.TensorProto.FLOAT
-QUANTIZED = ("onnx", "onnxruntime", "openvino")
+QUANTIZED = ("onnx", "openvino")
 
 
 def check_quantization(to: str, quantize: str | None, calibration: Sequence[Any]) -> None:
@@ -40,7 +39,7 @@ def quantize_encoder(
         ValueError: if the package that quantises is missing.
     """
     feeds = Feeds(processor, calibration)
-    {"onnx": quantize_onnx, "onnxruntime": quantize_onnx, "openvino": quantize_openvino}[to](path, quantize, feeds)
+    {"onnx": quantize_onnx, "openvino": quantize_openvino}[to](path, quantize, feeds)
 
 
 class Feeds:
@@ -68,7 +67,6 @@ def quantize_onnx(path: Path, quantize: str, feeds: Feeds) -> None:
             op_types_to_quantize=LINEAR,
             per_channel=True,
             weight_type=tools.QuantType.QInt8,
-            extra_options={"DefaultTensorType": FLOAT},  # of what onnxruntime's own operators give
         )
     else:
         remaining = iter(feeds)
@@ -82,7 +80,6 @@ def quantize_onnx(path: Path, quantize: str, feeds: Feeds) -> None:
             per_channel=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
-            extra_options={"DefaultTensorType": FLOAT},
         )
     whole.unlink()
 

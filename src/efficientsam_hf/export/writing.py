@@ -39,8 +39,7 @@ def export_model(
         model: On the CPU, in float32.
         processor: The model's.
         folder: Where to; new or empty.
-        to: "onnx" for any runtime that reads it, "onnxruntime" for that one alone and faster there, "openvino",
-            "torch-export" or "executorch".
+        to: "onnx", "openvino", "torch-export" or "executorch".
         quantize: 8-bit weights in the encoder: "dynamic", or "static" with 8-bit activations, too (ONNX, OpenVINO).
         dtype: Of the weights: "float32", "float16" or "bfloat16" (not in ONNX); inputs and outputs stay float32.
         calibration: Pictures of any kind that "static" looks at, 50 or more of the kind that will come.
@@ -72,7 +71,7 @@ def check_arguments(to: str, dtype: str) -> None:
         raise ValueError(f"found format {to!r}, wanted one of {', '.join(FORMATS)}")
     if dtype not in DTYPES:
         raise ValueError(f"found dtype {dtype!r}, wanted one of {', '.join(DTYPES)}")
-    if to.startswith("onnx") and dtype == "bfloat16":
+    if to == "onnx" and dtype == "bfloat16":
         raise ValueError("onnxruntime does not compute in bfloat16 on a CPU: wanted float32 or float16 for ONNX")
 
 
@@ -107,7 +106,7 @@ def write_folder(
         image_size=model.config.vision_config.image_size,
         dtype=dtype,
         quantization=quantize,
-        opset=OPSET if to.startswith("onnx") else None,
+        opset=OPSET if to == "onnx" else None,
         versions=installed_versions(),
     )
     manifest.write(folder)

@@ -144,7 +144,6 @@ def executorch_engine(folder: Path, manifest: Manifest, devices: Sequence[str], 
 
 ENGINES: dict[str, Callable[[Path, Manifest, Sequence[str], int | None], Engine]] = {
     "onnx": onnx_engine,
-    "onnxruntime": onnx_engine,
     "openvino": openvino_engine,
     "torch-export": torch_engine,
     "executorch": executorch_engine,

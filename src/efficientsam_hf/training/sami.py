@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..configuration_efficientsam import EfficientSamSamiConfig
+from ..configuration_efficientsam_sami import EfficientSamSamiConfig
 from ..modeling_efficientsam_sami import EfficientSamForPreTraining, join_patches
 from .teachers import Teacher
 
