@@ -43,8 +43,8 @@ NOT_RUN = {
     r"efficientsam push (?!.*--dry-run)": "it uploads to the Hub",
     r"efficientsam evaluate ": "tests/test_evaluation_cli.py runs each on tiny data, a tutorial on drawn scenes",
     r"efficientsam probe ": "tests/test_frozen_features.py runs it on drawn classes",
-    r"accelerate launch .*examples/finetune_(classification|detection|semantic)": "tests/test_recipes.py runs each script "
-    "on drawn pictures; ImageNet, COCO and ADE20K are not here",
+    r"accelerate launch .*examples/finetune_(classification|detection|semantic)": "tests/test_recipes.py runs "
+    "each script on drawn pictures; ImageNet, COCO and ADE20K are not here",
     r"efficientsam demo": "it serves until it is stopped",
 }
 

@@ -1,6 +1,7 @@
 """How far float16 and bfloat16 are from float32, part by part, and on photos."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,9 +78,17 @@ def test_positions_stay_in_float32(exact, dtype):
 def test_the_norm_over_all_pixels_does_not_overflow(exact, dtype):
     """Over a whole picture's channels and pixels a sum of squares leaves float16's range."""
     half = copy.deepcopy(exact.mask_decoder).to(dtype)
-    image = (torch.randn(1, 64 * 64, 16) * 8).to(dtype)
+    tokens, cells = torch.randn(1, 1, 6, 16).to(dtype), (torch.randn(1, 64 * 64, 4 * 8) * 8).to(dtype)
+
+    def draw(decoder, written, tokens):
+        image, prepared = (
+            SimpleNamespace(written_out=lambda _: written),
+            SimpleNamespace(size=(64, 64), upscaling=None),
+        )
+        return decoder.draw_masks(tokens, image, prepared, slice(1, None))
+
     with torch.inference_mode():
-        found, wanted = half.upscale(image), copy.deepcopy(half).float().upscale(image.float())
+        found, wanted = draw(half, cells, tokens), draw(copy.deepcopy(half).float(), cells.float(), tokens.float())
     assert torch.isfinite(found).all()
     assert relative_error(found, wanted) < 8 * STEP[dtype]
 

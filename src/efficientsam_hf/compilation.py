@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .modeling_efficientsam import EfficientSamModel
+from .modeling_efficientsam import EfficientSamModel, EfficientSamPreparedImage, EfficientSamPromptedImage
 
 # Modes of torch.compile that record CUDA graphs, whose answers the next call writes over.
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
@@ -60,25 +61,27 @@ class Compiled:
 
 
 def copied(answer: Any) -> Any:
-    """A copy of a tensor, or of those in a tuple or an output of transformers."""
+    """A copy of a tensor, or of those in a list, a tuple, a dataclass or an output of transformers."""
     if isinstance(answer, Tensor):
         return answer.clone()
-    if isinstance(answer, tuple):
-        return tuple(copied(part) for part in answer)
-    return type(answer)(**{name: copied(part) for name, part in answer.items()})
+    if isinstance(answer, list | tuple):
+        return type(answer)(copied(part) for part in answer)
+    parts = {field.name: getattr(answer, field.name) for field in fields(answer)}
+    return type(answer)(**{name: copied(part) for name, part in parts.items() if part is not None})
 
 
 def in_powers_of_two(look: Callable) -> Callable:
     """`EfficientSamMaskDecoder.look` on 1, 2, 4, ... prompts: those that are missing are zeros, and cut off again."""
 
     def padded(
-        image_embeddings: Tensor, image_positions: Tensor, prompts: Tensor, dense: Tensor | None, last_stands_for: int
-    ) -> tuple[Tensor, Tensor]:
+        prepared: EfficientSamPreparedImage, prompts: Tensor, last_stands_for: int | Tensor
+    ) -> tuple[Tensor, EfficientSamPromptedImage]:
         count = prompts.shape[1]
         missing = (1 << (count - 1).bit_length()) - count if count else 0
-        if missing and (dense is None or dense.ndim == 2):  # masks of their own are not filled up
+        if missing and isinstance(last_stands_for, int):  # slots that each prompt counts for itself are not filled up
             prompts = F.pad(prompts, (0, 0, 0, 0, 0, missing))
-        tokens, image = look(image_embeddings, image_positions, prompts, dense, last_stands_for)
-        return tokens[:, :count], image[:, :count]
+        tokens, image = look(prepared, prompts, last_stands_for)
+        kept = torch.arange(count, device=tokens.device)
+        return tokens[:, :count], image[kept]
 
     return padded

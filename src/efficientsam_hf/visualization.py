@@ -105,7 +105,7 @@ def draw_everything(
 def draw_records(
     photo: Image.Image | np.ndarray, records: Sequence[dict[str, Any]], opacity: float = 0.5
 ) -> Image.Image:
-    """As `draw_everything`, of records with `segmentation`, `bbox` and `area` in any order, as `segment_everything` gives."""
+    """As `draw_everything`, of records as `segment_everything` gives, in any order."""
     largest_first = sorted(records, key=lambda record: -record["area"])
     masks = (decode_box(record["segmentation"], record["bbox"]) for record in largest_first)
     return draw_everything(photo, masks, opacity, (record["bbox"][:2] for record in largest_first))
