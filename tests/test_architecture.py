@@ -31,8 +31,13 @@ FLOORS = [
         "mask_settings",
         "networks",
     },
-    {"configuration_efficientsam_sami", "image_processing_efficientsam", "visualization", "interchange"},
-    {"processing_efficientsam", "modeling_efficientsam"},
+    {
+        "configuration_efficientsam_sami",
+        "image_processing_efficientsam",
+        "mask_drawing",
+        "interchange",
+    },
+    {"processing_efficientsam", "modeling_efficientsam", "visualization"},
     {
         "modeling_efficientsam_sami",
         "modeling_efficientsam_backbone",

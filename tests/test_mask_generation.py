@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from conftest import REPOSITORY, make_model, tiny_config
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import pipeline
 
-from efficientsam_hf import EfficientSamProcessor, segment_everything
-from efficientsam_hf.mask_search import without_small_regions
+from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamProcessor, segment_everything
+from efficientsam_hf.mask_search import DECODER_BYTES, without_small_regions
 from efficientsam_hf.mask_settings import MaskGenerationSettings
 from efficientsam_hf.masks_efficientsam import decode_rle
 
@@ -52,21 +55,27 @@ class Discs:
     def get_image_embeddings(self, pixel_values):
         return torch.zeros(1, 1, SIDE // 16, SIDE // 16)
 
-    def get_decoder_inputs(self, embeddings, points):
+    def get_image_inputs(self, embeddings):
+        return {"embeddings": embeddings}
+
+    def prepare(self, embeddings):
+        return embeddings.shape[-2:]
+
+    def get_prompt_inputs(self, embeddings, points):
         return {"points": points[:, :, 0]}
 
     def bytes_per_prompt(self, cells):
         return 1
 
-    def look(self, points):
+    def look(self, prepared, points):
         self.asked.append(points[0])
-        return points, points
+        return points, points[0]
 
     def predict_iou(self, tokens, chosen):
         trust = 0.99 - 0.0005 * tokens.sum(-1) / SIDE
         return torch.stack([trust, torch.full_like(trust, 0.5), torch.full_like(trust, 0.4)], dim=-1)
 
-    def draw_masks(self, tokens, image, chosen, size):
+    def draw_masks(self, tokens, image, size, chosen):
         cells = (torch.arange(4 * size[0]) + 0.5) * 4
         x, y = torch.meshgrid(cells, cells, indexing="xy")
         distance = ((x - tokens[..., 0, None, None]) ** 2 + (y - tokens[..., 1, None, None]) ** 2).sqrt()
@@ -144,7 +153,7 @@ def test_where_nothing_is_trusted_nothing_is_found(tiny):
     assert nothing == []
 
 
-@pytest.mark.parametrize("shape", [(20, 200), (200, 20), (64, 64), (31, 17)])
+@pytest.mark.parametrize("shape", [(20, 200), (60, 180), (64, 64), (31, 17), (180, 60), (200, 20)])
 def test_clicks_cover_pictures_of_every_shape(shape):
     width, height = shape
     records = on_discs(
@@ -291,10 +300,10 @@ def test_out_of_memory_halves_the_batch(tiny, monkeypatch):
     wanted = segment_everything(model, processor, make_photo(), **options)
     look = type(model.mask_decoder).look
 
-    def small_memory(self, *, prompts, **rest):
+    def small_memory(self, prepared, prompts, **rest):
         if prompts.shape[1] > 3:
             raise torch.OutOfMemoryError("too much")
-        return look(self, prompts=prompts, **rest)
+        return look(self, prepared, prompts, **rest)
 
     monkeypatch.setattr(type(model.mask_decoder), "look", small_memory)
     with pytest.warns(UserWarning, match="out of memory: trying 2 clicks at a time"):
@@ -446,3 +455,60 @@ def test_twelve_megapixels_take_no_more_than_a_bounded_memory():
     count, mebibytes = done.stdout.split()[-2:]
     assert int(count) > 0
     assert float(mebibytes) < 1536
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts what tensors hold at one time, on whatever device."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return output
+
+    def forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+def test_a_prompt_takes_no_more_than_the_decoder_says(monkeypatch):
+    """The official decoder, on a small grid, all masks drawn at one time as on an accelerator."""
+    monkeypatch.setattr("efficientsam_hf.modeling_efficientsam.DRAWN_CELLS", 10**9)
+    model = make_model(
+        EfficientSamConfig(vision_config=tiny_config().vision_config.to_dict() | {"output_channels": 256})
+    )
+    decoder, embeddings, peaks = model.mask_decoder, torch.randn(1, 256, 16, 16), []
+    with torch.no_grad():
+        prepared = decoder.prepare(**model.get_image_inputs(embeddings))
+        for count in (8, 24):
+            points = torch.rand(1, count, 1, 2) * 256
+            with LiveBytes() as memory:
+                tokens, images = decoder.look(prepared, **model.get_prompt_inputs(embeddings, points))
+                decoder.draw_masks(tokens, images, prepared, slice(1, None))
+            peaks.append(memory.peak)
+    each = (peaks[1] - peaks[0]) / 16
+    assert 0.3 * decoder.bytes_per_prompt(256) < each < decoder.bytes_per_prompt(256)
+
+
+@pytest.mark.slow
+def test_twelve_megapixels_fit_an_accelerator_of_eight_gigabytes(monkeypatch):
+    """All tensors there are at one time, of EfficientSAM-Ti and a budget as on an accelerator: below 4 GiB."""
+    monkeypatch.setattr("efficientsam_hf.mask_search.CPU_DECODER_BYTES", DECODER_BYTES)
+    monkeypatch.setattr("efficientsam_hf.modeling_efficientsam.DRAWN_CELLS", 10**9)
+    model = make_model(EfficientSamConfig(vision_config=VARIANTS["tiny"]))
+    processor = EfficientSamProcessor.from_model_config(model.config)
+    photo = np.random.default_rng(0).integers(0, 255, (3000, 4000, 3), dtype=np.uint8)
+    weights = sum(parameter.numel() * 4 for parameter in model.parameters())
+    with LiveBytes() as memory:
+        segment_everything(model, processor, photo, points_per_side=5, pred_iou_thresh=0, stability_score_thresh=1)
+    assert 2**28 < weights + memory.peak < 2**31

@@ -319,3 +319,35 @@ def test_compiles_without_a_break(model, pixels):
 def test_bad_input_names_what_was_found_and_what_was_wanted(model, inputs, message):
     with pytest.raises(ValueError, match=message):
         model(**inputs)
+
+
+def attend(attention, query, key, value):
+    """The decoder's attention written out, everything projected: (N, T, C), (N, S, C), (N, S, C) -> (N, T, C)."""
+    parts = ((attention.q_proj, query), (attention.k_proj, key), (attention.v_proj, value))
+    query, key, value = (attention.split_heads(project(tokens)) for project, tokens in parts)
+    weights = (query @ key.transpose(-2, -1) * attention.scaling).softmax(-1)
+    return attention.out_proj(attention.join_heads(weights @ value))
+
+
+@torch.no_grad()
+def test_images_that_are_never_written_out_are_those_that_would_be(model):
+    """Three prompts of each of two pictures, against each with an image of its own; every weight drawn large."""
+    decoder, transformer = model.mask_decoder, model.mask_decoder.transformer
+    for parameter in decoder.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) / 3)
+    generator = torch.Generator().manual_seed(1)
+    image, positions = torch.randn(2, 16, 16, generator=generator), torch.randn(16, 16, generator=generator)
+    first = tokens = torch.randn(2, 3, 5, 16, generator=generator)
+    prepared, terms = transformer.prepare(image, positions)
+    found, images = transformer(tokens, torch.zeros(5), prepared)
+
+    image, tokens, first = image.repeat_interleave(3, 0), tokens.flatten(0, 1), first.flatten(0, 1)
+    for block in transformer.blocks:
+        tokens = tokens if block.is_first else tokens + first
+        tokens = block.layer_norm1(tokens + attend(block.self_attention, tokens, tokens, tokens))
+        tokens = block.layer_norm2(tokens + attend(block.token_to_image, tokens + first, image + positions, image))
+        tokens = block.layer_norm3(tokens + block.mlp(tokens))
+        image = block.layer_norm4(image + attend(block.image_to_token, image + positions, tokens + first, tokens))
+    last = attend(transformer.final_token_to_image, tokens + first, image + positions, image)
+    assert_close(found.flatten(0, 1), transformer.final_layer_norm(tokens + last), rtol=0, atol=1e-5)
+    assert_close(images.written_out(terms), image, rtol=0, atol=1e-5)

@@ -58,3 +58,10 @@ def test_everything_is_drawn_the_last_mask_on_top(photo, masks):
 
 def test_everything_without_masks_is_the_photo(photo):
     assert np.array_equal(np.asarray(draw_everything(photo, [])), photo)
+
+
+def test_masks_of_parts_are_drawn_as_masks_of_the_whole(photo, masks):
+    masks[1, 40:48, 70:80] = True  # up to the photo's corner
+    parts, corners = [masks[0, 10:30, 10:30], masks[1, 28:48, 50:80]], [(10, 10), (50, 28)]
+    drawn = draw_everything(photo, parts, corners=corners)
+    assert np.array_equal(np.asarray(drawn), np.asarray(draw_everything(photo, masks)))

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .mask_drawing import MaskPainter, encode_placed
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import (
     boxes_at_size,
     corners_of,
     cut_off_by_crop,
-    encode_rle,
     masks_to_boxes,
     nms,
     point_grid,
     resize_masks,
     stability_score,
 )
-from .modeling_efficientsam import EfficientSamModel
+from .modeling_efficientsam import EfficientSamModel, EfficientSamPromptedImage
 from .processing_efficientsam import EfficientSamProcessor
 
 FULL_SIZE_BYTES = 2**27  # masks of full size that exist at one time
@@ -79,8 +79,12 @@ class Crop:
         self.grid = (self.embeddings.shape[-2], self.embeddings.shape[-1])
         patch = self.model.config.vision_config.patch_size
         self.frame = torch.tensor([patch * side for side in reversed(self.grid)])
+        mode = self.processor.image_processor.mask_interpolation
+        masks_grid = (4 * self.grid[0], 4 * self.grid[1])
+        self.painter = MaskPainter(masks_grid, self.size, mode, self.embeddings.device)
         one = self.model.mask_decoder.bytes_per_prompt(self.grid[0] * self.grid[1])
         budget = CPU_DECODER_BYTES if self.embeddings.device.type == "cpu" else DECODER_BYTES
+        self.prepared = self.model.mask_decoder.prepare(**self.model.get_image_inputs(self.embeddings))
         self.points_per_batch = self.settings.points_per_batch or max(1, budget // one)
 
     def search(self, side: int) -> Candidates:
@@ -149,26 +153,27 @@ class Crop:
         least = self.settings.min_mask_region_area
         records: list[dict[str, Any]] = []
         unchanged: list[bool] = []
-        for rows, masks in self.redraw(found):
-            for row, drawn in zip(rows, masks, strict=True):
-                mask = without_small_regions(drawn, least) if least else drawn
-                if not mask.any():
-                    continue
-                unchanged.append(torch.equal(mask, drawn))
-                whole = torch.zeros(self.picture_size, dtype=torch.bool)
-                whole[top:bottom, left:right] = mask
-                x0, y0, x1, y1 = masks_to_boxes(whole).tolist()
-                records.append(
-                    {
-                        "segmentation": encode_rle(whole),
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "area": int(whole.sum()),
-                        "predicted_iou": float(found.scores[row]),
-                        "stability_score": float(found.stability[row]),
-                        "point_coords": [clicks[row].tolist()],
-                        "crop_box": [left, top, right - left, bottom - top],
-                    }
-                )
+        for row, logits in self.redraw(found):
+            mask, y, x = self.painter.paint(logits)
+            if least and mask.any():
+                whole = torch.zeros(self.size, dtype=torch.bool)
+                whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+                mask, y, x = without_small_regions(whole, least), 0, 0
+                unchanged.append(torch.equal(mask, whole))
+            if not (area := int(mask.sum())):
+                continue
+            x0, y0, x1, y1 = masks_to_boxes(mask).tolist()
+            records.append(
+                {
+                    "segmentation": encode_placed(mask, y + top, x + left, self.picture_size),
+                    "bbox": [x0 + x + left, y0 + y + top, x1 - x0, y1 - y0],
+                    "area": area,
+                    "predicted_iou": float(found.scores[row]),
+                    "stability_score": float(found.stability[row]),
+                    "point_coords": [clicks[row].tolist()],
+                    "crop_box": [left, top, right - left, bottom - top],
+                }
+            )
         if all(unchanged):
             return records
         # Without their islands masks may have become alike; those that were so from the start go first.
@@ -176,17 +181,14 @@ class Crop:
         kept = nms(boxes, torch.tensor(unchanged).float(), self.settings.box_nms_thresh)
         return [records[index] for index in kept.tolist()]
 
-    def redraw(self, found: Candidates) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows of the candidates with their masks at the crop's size, (rows, H, W), booleans on the CPU."""
-        mode = self.processor.image_processor.mask_interpolation
+    def redraw(self, found: Candidates) -> Iterator[tuple[int, Tensor]]:
+        """Each row of the candidates with its logits (4h, 4w)."""
 
-        def drawn(rows: Tensor) -> Tensor:
-            masks = self.draw(*self.look(found.points[rows]))[torch.arange(len(rows)), found.tokens[rows]]
-            return resize_masks(masks, self.size, mode, threshold=0.0).cpu()
+        def logits(rows: Tensor) -> Tensor:
+            return self.draw(*self.look(found.points[rows]))[torch.arange(len(rows)), found.tokens[rows]]
 
-        for rows in torch.arange(len(found)).split(self.full_size_chunk):
-            for part, masks in self.in_batches(drawn, rows):
-                yield part.tolist(), masks
+        for rows, masks in self.in_batches(logits, torch.arange(len(found))):
+            yield from zip(rows.tolist(), masks, strict=True)
 
     def draw_trusted(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Decode clicks (Q, 2), and draw what the model trusts.
@@ -202,22 +204,26 @@ class Crop:
         if not self.settings.multimask:
             trusted &= torch.arange(scores.shape[1], device=scores.device) == scores.argmax(1, keepdim=True)
         clicks = trusted.any(1)
-        masks = self.draw(tokens[:, clicks], image[:, clicks])[trusted[clicks]]
+        if not clicks.any():
+            height, width = self.grid
+            return torch.empty(0, 2), torch.empty(0).long(), torch.empty(0), scores.new_empty(0, 4 * height, 4 * width)
+        masks = self.draw(tokens[:, clicks], image[clicks])[trusted[clicks]]
         which = trusted.nonzero().cpu()
         return points[which[:, 0]], which[:, 1], scores[trusted].cpu(), masks
 
-    def look(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Clicks (Q, 2) -> the decoder's tokens and image, before any mask is drawn."""
+    def look(self, points: Tensor) -> tuple[Tensor, EfficientSamPromptedImage]:
+        """Clicks (Q, 2) -> the decoder's tokens and images, before any mask is drawn."""
         points = points[None, :, None].to(self.embeddings.device)
-        return self.model.mask_decoder.look(**self.model.get_decoder_inputs(self.embeddings, points))
+        prompts = self.model.get_prompt_inputs(self.embeddings, points)
+        return self.model.mask_decoder.look(self.prepared, **prompts)
 
-    def draw(self, tokens: Tensor, image: Tensor) -> Tensor:
+    def draw(self, tokens: Tensor, image: EfficientSamPromptedImage) -> Tensor:
         """What `look` gave for Q clicks -> logits (Q, M, 4h, 4w), float32."""
         # On a CPU click by click: what is made on the way then stays in the cache and in memory that is used again.
-        at_once = 1 if image.device.type == "cpu" else image.shape[1] or 1
+        at_once = 1 if tokens.device.type == "cpu" else tokens.shape[1]
         masks = [
-            self.model.mask_decoder.draw_masks(*part, slice(1, None), self.grid)[0].float()
-            for part in zip(tokens.split(at_once, dim=1), image.split(at_once, dim=1), strict=True)
+            self.model.mask_decoder.draw_masks(tokens[:, part], image[part], self.prepared, slice(1, None))[0].float()
+            for part in torch.arange(tokens.shape[1]).split(at_once)
         ]
         return torch.cat(masks)
 

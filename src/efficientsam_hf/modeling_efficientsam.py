@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ from .loss_efficientsam import segmentation_loss
 
 # Labels of a slot. The first three are the user's; box corners get theirs inside the model.
 NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+# What a CPU's cache holds, rows of an MLP's hidden layer and cells enlarged four times.
+MLP_ROWS, DRAWN_CELLS = 512, 256
 
 
 @dataclass
@@ -98,7 +101,7 @@ class EfficientSamPreTrainedModel(PreTrainedModel):
     base_model_prefix = "efficientsam"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules = ["EfficientSamInvertedResidual", "EfficientSamVisionLayer", "EfficientSamTwoWayBlock"]
+    _no_split_modules = ["EfficientSamInvertedResidual", "EfficientSamVisionLayer", "EfficientSamMaskDecoder"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -199,6 +202,14 @@ class EfficientSamMLP(nn.Module):
         self.activation = ACT2FN[hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.think(hidden_states)
+        # Some rows at a time, so that what is wide stays in the cache and in memory that is used again.
+        rows = [self.think(part) for part in hidden_states.flatten(0, -2).split(MLP_ROWS)]
+        return torch.cat(rows).view(*hidden_states.shape[:-1], rows[0].shape[-1])
+
+    def think(self, hidden_states: Tensor) -> Tensor:
+        """The same of all rows at one time."""
         for layer in self.layers[:-1]:
             hidden_states = self.activation(layer(hidden_states))
         return self.layers[-1](hidden_states)
@@ -552,13 +563,100 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
 # Mask decoder
 
 
-class EfficientSamDecoderAttention(nn.Module):
-    """Projections and heads of the decoder's attention, in which one side is a few tokens and written out.
+# All prompts of a picture start from one image. What a prompt adds to it are a few vectors, weighed differently in
+# each cell, and a layer norm divides each cell by a number of its own. So no prompt's image is written out; it is
+#
+#     share * common + weights^T (values bases) + shift
+#
+# where common (S, C), bases and shift are the same for all prompts, so that linear layers are applied to them once a
+# picture, and share (S), weights (R, S) and values are a prompt's own, with R = heads * T for each time that the image
+# looked at the tokens. A layer norm keeps that form: the variance of a cell is a quadratic form of its weights.
 
-    Between tokens and image the projections of the image's side are moved to the tokens' side, where they cost almost
-    nothing: a score q . (W k) is (W^T q) . k, and a weighted sum of W v is W times the weighted sum of v. Nothing of
-    the projections' size is then made of the image, which is what decoding many prompts would spend its time on.
+
+@dataclass
+class EfficientSamImageTerms:
+    """What the images of all prompts are made of, in C channels or in the N that a linear layer gives.
+
+    Args:
+        common: (B, S, N).
+        bases: For each time that the image looked at the tokens, (heads, d + 1, N).
+        shift: (N,).
     """
+
+    common: Tensor
+    bases: list[Tensor]
+    shift: Tensor
+
+    def through(self, weight: Tensor) -> "EfficientSamImageTerms":
+        """The terms after a matrix (N', N)."""
+        common, shift, *bases = (F.linear(part, weight) for part in (self.common, self.shift, *self.bases))
+        return EfficientSamImageTerms(common, bases, shift)
+
+    def with_basis(self, basis: Tensor) -> "EfficientSamImageTerms":
+        """The terms with one more basis, which includes the shift, and their channels' mean taken out."""
+        common, *bases = (part - part.mean(-1, keepdim=True) for part in (self.common, *self.bases, basis))
+        return EfficientSamImageTerms(common, bases, torch.zeros_like(self.shift))
+
+    def scaled(self, norm: nn.LayerNorm) -> "EfficientSamImageTerms":
+        """Terms without a mean, with the gain and bias of a layer norm."""
+        return EfficientSamImageTerms(
+            self.common * norm.weight, [basis * norm.weight for basis in self.bases], norm.bias
+        )
+
+
+@dataclass
+class EfficientSamPromptedImage:
+    """What is a prompt's own of its image; indexed by prompts.
+
+    Args:
+        share: (B, Q, 1, S).
+        weights: (B, Q, R, S).
+        values: For each time that the image looked at the tokens, (B, Q, heads, T, d + 1), the last of them 1.
+    """
+
+    share: Tensor
+    weights: Tensor
+    values: list[Tensor]
+
+    def __getitem__(self, prompts: Tensor) -> "EfficientSamPromptedImage":
+        return EfficientSamPromptedImage(
+            self.share[:, prompts], self.weights[:, prompts], [values[:, prompts] for values in self.values]
+        )
+
+    def rows(self, terms: EfficientSamImageTerms) -> Tensor:
+        """The vectors that the weights weigh, (B, Q, R, N)."""
+        parts = [(values @ basis).flatten(2, 3) for values, basis in zip(self.values, terms.bases, strict=True)]
+        return torch.cat(parts, dim=2)
+
+    def written_out(self, terms: EfficientSamImageTerms) -> Tensor:
+        """(B * Q, S, N)."""
+        shared = torch.addcmul(terms.shift, self.share.transpose(2, 3), terms.common[:, None]).flatten(0, 1)
+        return torch.baddbmm(shared, self.weights.flatten(0, 1).transpose(1, 2), self.rows(terms).flatten(0, 1))
+
+
+@dataclass
+class EfficientSamProjectedCells:
+    """The terms after one of an attention's projections, its heads apart.
+
+    Args:
+        terms: In the projection's channels, heads * d.
+        common: (B, heads, d, S), as keys or queries, or (B, heads, S, d), as values.
+        positions: What the cells' positions add, (heads, d, S); None where they are part of `common`.
+    """
+
+    terms: EfficientSamImageTerms
+    common: Tensor
+    positions: Tensor | None = None
+
+
+def multiply_shared(vectors: Tensor, shared: Tensor) -> Tensor:
+    """Vectors of each prompt (B, Q, heads, T, d) times what all share (B or 1, heads, d, N) -> (B, Q, heads, T, N)."""
+    product = vectors.transpose(1, 2).flatten(2, 3) @ shared
+    return product.unflatten(2, (vectors.shape[1], vectors.shape[3])).transpose(1, 2)
+
+
+class EfficientSamDecoderAttention(nn.Module):
+    """Projections and heads of the decoder's attention, in which one side is a few tokens and written out."""
 
     def __init__(self, config: EfficientSamMaskDecoderConfig, downsample_rate: int = 1):
         super().__init__()
@@ -572,13 +670,43 @@ class EfficientSamDecoderAttention(nn.Module):
         self.out_proj = nn.Linear(inner, config.hidden_size)
 
     def split_heads(self, tokens: Tensor) -> Tensor:
-        """(..., heads * d) -> (..., heads, d)."""
-        return tokens.unflatten(-1, (self.heads, -1))
+        """(..., T, heads * d) -> (..., heads, T, d)."""
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def join_heads(self, tokens: Tensor) -> Tensor:
+        """(..., heads, T, d) -> (..., T, heads * d)."""
+        return tokens.transpose(-3, -2).flatten(-2)
 
     def weigh(self, scores: Tensor, dim: int) -> Tensor:
         """Attention weights of scores, softmax in float32."""
         weights = scores.softmax(dim, dtype=torch.float32).to(scores.dtype)
         return F.dropout(weights, self.dropout, self.training)
+
+    def project_places(
+        self, terms: EfficientSamImageTerms, positions: Tensor, projection: nn.Linear
+    ) -> EfficientSamProjectedCells:
+        """Keys or queries of the cells, terms and positions (S, C) together, without the projection's bias."""
+        projected, places = terms.through(projection.weight), F.linear(positions, projection.weight)
+        if not terms.bases:
+            common = self.split_heads(projected.common + places).transpose(-2, -1).contiguous()
+            return EfficientSamProjectedCells(projected, common)
+        common = self.split_heads(projected.common).transpose(-2, -1).contiguous()
+        return EfficientSamProjectedCells(projected, common, self.split_heads(places).transpose(-2, -1).contiguous())
+
+    def score(
+        self, vectors: Tensor, image: EfficientSamPromptedImage | None, cells: EfficientSamProjectedCells
+    ) -> Tensor:
+        """Vectors (B, Q, heads, T, d) times the cells of their prompt's image -> (B, Q, heads, T, S).
+
+        Without what bias and shift add to all cells alike.
+        """
+        scores = multiply_shared(vectors, cells.common)
+        if image is None or cells.positions is None:
+            return scores
+        scores = torch.addcmul(multiply_shared(vectors, cells.positions), scores, image.share[:, :, None])
+        mixed = vectors @ self.split_heads(image.rows(cells.terms)).transpose(-2, -1)
+        mixed, added = (part.flatten(2, 3).flatten(0, 1) for part in (mixed, scores))
+        return torch.baddbmm(added, mixed, image.weights.flatten(0, 1)).view(scores.shape)
 
 
 class EfficientSamTokenAttention(EfficientSamDecoderAttention):
@@ -586,65 +714,147 @@ class EfficientSamTokenAttention(EfficientSamDecoderAttention):
 
     def forward(self, tokens: Tensor, repeats: Tensor) -> Tensor:
         """`repeats` (T,) or (B, Q, T) is the logarithm of how many tokens each token stands for."""
-        query, key, value = (
-            self.split_heads(project(tokens)).transpose(2, 3) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = (self.split_heads(project(tokens)) for project in (self.q_proj, self.k_proj, self.v_proj))
         repeats = repeats[..., None, None, :]
         weights = self.weigh(query @ key.transpose(-2, -1) * self.scaling + repeats, dim=-1)
-        return self.out_proj((weights @ value).transpose(2, 3).flatten(3))
+        return self.out_proj(self.join_heads(weights @ value))
 
 
 class EfficientSamTokenToImageAttention(EfficientSamDecoderAttention):
     """Tokens look at the image."""
 
-    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, Q, T, C), keys and values (B, Q or 1, S, C) -> (B, Q, T, C), weights (B * Q, heads, T, S).
+    def prepare(
+        self, terms: EfficientSamImageTerms, positions: Tensor
+    ) -> tuple[EfficientSamProjectedCells, EfficientSamProjectedCells]:
+        """Keys and values of the cells, once a picture."""
+        seen = terms.through(self.v_proj.weight)
+        values = EfficientSamProjectedCells(seen, self.split_heads(seen.common).contiguous())
+        return self.project_places(terms, positions, self.k_proj), values
+
+    def forward(
+        self,
+        tokens: Tensor,
+        image: EfficientSamPromptedImage | None,
+        keys: EfficientSamProjectedCells,
+        values: EfficientSamProjectedCells,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, Q, T, C) -> (B, Q, T, C), weights (B * Q, heads, T, S).
 
         The keys' bias shifts all scores of a token alike, which a softmax does not see.
         """
-        queries = self.split_heads(self.q_proj(tokens) * self.scaling)
-        rows = torch.einsum("bqthd,hdc->bqthc", queries, self.k_proj.weight.unflatten(0, (self.heads, -1)))
-        # An image that all prompts share is read once for all their rows together.
-        grouped = rows.reshape(keys.shape[0], keys.shape[1], -1, keys.shape[-1])
-        weights = self.weigh(grouped @ keys.transpose(-2, -1), dim=-1)
-        looked = (weights @ values).view_as(rows)
-        looked = torch.einsum("bqthc,hdc->bqthd", looked, self.v_proj.weight.unflatten(0, (self.heads, -1)))
-        output = self.out_proj(looked.flatten(3) + self.v_proj.bias)
-        return output, weights.view(-1, *rows.shape[2:4], keys.shape[-2]).transpose(1, 2)
+        weights = self.weigh(self.score(self.split_heads(self.q_proj(tokens) * self.scaling), image, keys), dim=-1)
+        if image is None:
+            looked = multiply_shared(weights, values.common)
+        else:
+            own = (weights.flatten(2, 3) @ image.weights.transpose(2, 3)).unflatten(2, weights.shape[2:4])
+            looked = own @ self.split_heads(image.rows(values.terms))
+            looked = looked + multiply_shared(weights * image.share[:, :, None], values.common)
+        output = self.out_proj(self.join_heads(looked) + (self.v_proj.bias + values.terms.shift))
+        return output, weights.flatten(0, 1)
 
 
 class EfficientSamImageToTokenAttention(EfficientSamDecoderAttention):
     """The image looks at the tokens."""
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, repeats: Tensor, image: Tensor) -> Tensor:
-        """What the image becomes with what it has seen added.
+    def prepare(
+        self, terms: EfficientSamImageTerms, positions: Tensor
+    ) -> tuple[EfficientSamProjectedCells, EfficientSamImageTerms]:
+        """Queries of the cells, once a picture, and the terms of what they will be given, without a mean."""
+        matrix = self.out_proj.weight.t().unflatten(0, (self.heads, -1))
+        # Over the tokens a head's weights add up to 1: what every cell gets may stand in the answers, in parts.
+        everywhere = (self.out_proj.bias + terms.shift) / self.heads
+        basis = torch.cat([matrix, everywhere.expand(self.heads, 1, -1)], dim=1)
+        return self.project_places(terms, positions, self.q_proj), terms.with_basis(basis)
+
+    def forward(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        repeats: Tensor,
+        image: EfficientSamPromptedImage | None,
+        queries: EfficientSamProjectedCells,
+    ) -> tuple[Tensor, Tensor]:
+        """How the cells weigh the tokens, and what those say.
 
         Args:
-            queries: (B, Q or 1, h * w, C).
             keys: (B, Q, T, C).
             values: (B, Q, T, C).
             repeats: (T,) or (B, Q, T), the logarithm of how many tokens each token stands for.
-            image: (B, Q or 1, h * w, C), which the answer is added to.
+            image: Before.
+            queries: Of the cells.
 
         Returns:
-            (B, Q, h * w, C).
+            Weights (B, Q, heads, T, S), values (B, Q, heads, T, d + 1).
         """
-        batch, prompts, tokens = keys.shape[:3]
         keys = self.split_heads(self.k_proj(keys) * self.scaling)
-        rows = torch.einsum("bqthd,hdc->bqthc", keys, self.q_proj.weight.unflatten(0, (self.heads, -1)))
-        offsets = (keys * self.split_heads(self.q_proj.bias)).sum(-1) + repeats[..., None]
-        grouped = rows.reshape(batch, queries.shape[1], -1, queries.shape[-1])
-        scores = (grouped @ queries.transpose(-2, -1)).view(batch, prompts, tokens, self.heads, -1)
-        weights = self.weigh(scores + offsets[..., None], dim=2).flatten(2, 3).flatten(0, 1)
-        answers = torch.einsum(
-            "bqthd,chd->bqthc",
-            self.split_heads(self.v_proj(values)),
-            self.out_proj.weight.unflatten(1, (self.heads, -1)),
-        )
-        # Over the tokens a head's weights add up to 1, so that a share of the bias in each answer is the whole bias.
-        answers = (answers + self.out_proj.bias / self.heads).flatten(2, 3).flatten(0, 1)
-        image = image.expand(-1, prompts, -1, -1).flatten(0, 1)
-        return torch.baddbmm(image, weights.transpose(1, 2), answers).unflatten(0, (batch, prompts))
+        everywhere = (self.q_proj.bias + queries.terms.shift).unflatten(0, (self.heads, -1))
+        offsets = keys @ everywhere[..., None] + repeats[..., None, :, None]
+        weights = self.weigh(self.score(keys, image, queries) + offsets, dim=-2)
+        return weights, F.pad(self.split_heads(self.v_proj(values)), (0, 1), value=1.0)
+
+
+class EfficientSamImageNorm(nn.LayerNorm):
+    """Layer norm over the channels of the prompts' images, in float32 as layer norms are."""
+
+    def prepare(self, terms: EfficientSamImageTerms) -> tuple[Tensor, list[Tensor]]:
+        """Products of terms without a mean, once a picture.
+
+        -> squares (B, 1, 1, S), and for each basis twice its products with the cells (B, heads, d + 1, S).
+        """
+        common = terms.common.float()
+        products = [2 * basis.float() @ common.transpose(1, 2)[:, None] for basis in terms.bases]
+        return common.square().sum(-1)[:, None, None], products
+
+    def add(
+        self,
+        image: EfficientSamPromptedImage | None,
+        weights: Tensor,
+        values: Tensor,
+        terms: EfficientSamImageTerms,
+        products: tuple[Tensor, list[Tensor]],
+    ) -> EfficientSamPromptedImage:
+        """Add what the image saw, weights (B, Q, heads, T, S) of values (B, Q, heads, T, d + 1), and divide."""
+        weights = weights.flatten(2, 3)
+        if image is None:
+            added = EfficientSamPromptedImage(torch.ones_like(weights[:, :, :1]), weights, [values])
+        else:
+            both = torch.cat([image.weights, weights], dim=2)
+            added = EfficientSamPromptedImage(image.share, both, [*image.values, values])
+        with torch.autocast(weights.device.type, enabled=False):
+            variance = self.sum_of_squares(added, terms, products) / self.weight.shape[0]
+        factor = (variance.clamp(min=0) + self.eps).rsqrt().to(weights.dtype)
+        return EfficientSamPromptedImage(added.share * factor, added.weights * factor, added.values)
+
+    def sum_of_squares(
+        self, image: EfficientSamPromptedImage, terms: EfficientSamImageTerms, products: tuple[Tensor, list[Tensor]]
+    ) -> Tensor:
+        """Of each cell's channels, (B, Q, 1, S), as a quadratic form of share and weights."""
+        share, weights = image.share.float(), image.weights.float()
+        values, bases = [part.float() for part in image.values], [basis.float() for basis in terms.bases]
+        rows = torch.cat([(part @ basis).flatten(2, 3) for part, basis in zip(values, bases, strict=True)], dim=2)
+        gram = rows @ rows.transpose(2, 3)
+        total, start = products[0] * share.square(), 0
+        for part, product in zip(values, products[1], strict=True):
+            crossed = multiply_shared(part, product).flatten(2, 3)
+            crossed = crossed * share if image.values[1:] else crossed
+            # Of two looks the products count twice, so that the later ones need not look back at the earlier ones.
+            end = start + crossed.shape[2]
+            form = torch.cat([gram[:, :, start:end, start:end], 2 * gram[:, :, start:end, end:]], dim=3)
+            form = torch.baddbmm(crossed.flatten(0, 1), form.flatten(0, 1), weights[:, :, start:].flatten(0, 1))
+            total = total + (form.view_as(crossed) * weights[:, :, start:end]).sum(2, keepdim=True)
+            start = end
+        return total
+
+
+@dataclass
+class EfficientSamPreparedBlock:
+    """What a block computes once a picture."""
+
+    keys: EfficientSamProjectedCells
+    values: EfficientSamProjectedCells
+    queries: EfficientSamProjectedCells
+    terms: EfficientSamImageTerms
+    products: tuple[Tensor, list[Tensor]]
 
 
 class EfficientSamTwoWayBlock(GradientCheckpointingLayer):
@@ -666,20 +876,34 @@ class EfficientSamTwoWayBlock(GradientCheckpointingLayer):
         )
         self.layer_norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.image_to_token = EfficientSamImageToTokenAttention(config, config.attention_downsample_rate)
-        self.layer_norm4 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm4 = EfficientSamImageNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def prepare(
+        self, terms: EfficientSamImageTerms, positions: Tensor
+    ) -> tuple[EfficientSamPreparedBlock, EfficientSamImageTerms]:
+        """What does not depend on the prompts, and the terms that the next block starts from."""
+        keys, values = self.token_to_image.prepare(terms, positions)
+        queries, seen = self.image_to_token.prepare(terms, positions)
+        prepared = EfficientSamPreparedBlock(keys, values, queries, seen, self.layer_norm4.prepare(seen))
+        return prepared, seen.scaled(self.layer_norm4)
 
     def forward(
-        self, tokens: Tensor, image: Tensor, token_positions: Tensor, image_positions: Tensor, repeats: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, Q, T, C), image (B, Q or 1, h * w, C) and their positions -> both, updated."""
+        self,
+        tokens: Tensor,
+        image: EfficientSamPromptedImage | None,
+        token_positions: Tensor,
+        repeats: Tensor,
+        prepared: EfficientSamPreparedBlock,
+    ) -> tuple[Tensor, EfficientSamPromptedImage]:
+        """Tokens (B, Q, T, C) and the prompts' images, None before the first block -> both, updated."""
         if not self.is_first:
             tokens = tokens + token_positions
         tokens = self.layer_norm1(tokens + self.self_attention(tokens, repeats))
-        keys = image + image_positions
-        tokens = self.layer_norm2(tokens + self.token_to_image(tokens + token_positions, keys, image)[0])
+        looked = self.token_to_image(tokens + token_positions, image, prepared.keys, prepared.values)[0]
+        tokens = self.layer_norm2(tokens + looked)
         tokens = self.layer_norm3(tokens + self.mlp(tokens))
-        image = self.image_to_token(keys, tokens + token_positions, tokens, repeats, image)
-        return tokens, self.layer_norm4(image)
+        weights, values = self.image_to_token(tokens + token_positions, tokens, repeats, image, prepared.queries)
+        return tokens, self.layer_norm4.add(image, weights, values, prepared.terms, prepared.products)
 
 
 class EfficientSamTwoWayTransformer(nn.Module):
@@ -693,15 +917,36 @@ class EfficientSamTwoWayTransformer(nn.Module):
         self.final_token_to_image = EfficientSamTokenToImageAttention(config, config.attention_downsample_rate)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(
-        self, tokens: Tensor, image: Tensor, image_positions: Tensor, repeats: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, Q, T, C), image (B, 1 or Q, h * w, C) -> tokens (B, Q, T, C), image (B, Q, h * w, C)."""
-        token_positions = tokens
+    def prepare(self, image: Tensor, positions: Tensor) -> tuple[list, EfficientSamImageTerms]:
+        """Image (B, S, C), positions (S, C) -> what blocks and last look compute once a picture; the last terms."""
+        terms, prepared = EfficientSamImageTerms(image, [], torch.zeros_like(image[0, 0])), []
         for block in self.blocks:
-            tokens, image = block(tokens, image, token_positions, image_positions, repeats)
-        looked = self.final_token_to_image(tokens + token_positions, image + image_positions, image)[0]
+            block_prepared, terms = cast(EfficientSamTwoWayBlock, block).prepare(terms, positions)
+            prepared.append(block_prepared)
+        return [*prepared, self.final_token_to_image.prepare(terms, positions)], terms
+
+    def forward(self, tokens: Tensor, repeats: Tensor, prepared: list) -> tuple[Tensor, EfficientSamPromptedImage]:
+        """Tokens (B, Q, T, C) -> tokens (B, Q, T, C) and the prompts' images."""
+        token_positions, image = tokens, cast(EfficientSamPromptedImage, None)
+        for block, block_prepared in zip(self.blocks, prepared[:-1], strict=True):
+            tokens, image = block(tokens, image, token_positions, repeats, block_prepared)
+        looked = self.final_token_to_image(tokens + token_positions, image, *prepared[-1])[0]
         return self.final_layer_norm(tokens + looked), image
+
+
+@dataclass
+class EfficientSamPreparedImage:
+    """What the mask decoder computes once a picture, however many prompts follow.
+
+    Args:
+        transformer: For each block and the last look.
+        upscaling: The last terms after the first of the upscaling convolutions.
+        size: h, w.
+    """
+
+    transformer: list
+    upscaling: EfficientSamImageTerms
+    size: tuple[int, int]
 
 
 class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
@@ -756,23 +1001,35 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             chosen: Which of the mask tokens answer.
             **kwargs: Nothing that the decoder uses.
         """
-        tokens, image = self.look(image_embeddings, image_positions, prompts, dense, last_stands_for)
+        batch, count = prompts.shape[:2]
+        if dense is not None and dense.ndim == 4:
+            # With a mask each prompt has an image of its own.
+            image_embeddings = image_embeddings.repeat_interleave(count, dim=0)
+            dense, prompts = dense.flatten(0, 1), prompts.flatten(0, 1)[:, None]
+            if isinstance(last_stands_for, Tensor):
+                last_stands_for = last_stands_for.flatten(0, 1)[:, None]
+        prepared = self.prepare(image_embeddings, image_positions, dense)
+        tokens, image = self.look(prepared, prompts, last_stands_for)
+        scores, masks = self.predict_iou(tokens, chosen), self.draw_masks(tokens, image, prepared, chosen)
         return EfficientSamMaskDecoderOutput(
-            iou_scores=self.predict_iou(tokens, chosen),
-            pred_masks=self.draw_masks(tokens, image, chosen, image_embeddings.shape[-2:]),
+            iou_scores=scores.reshape(batch, count, -1), pred_masks=masks.reshape(batch, count, *masks.shape[2:])
         )
 
-    def look(
-        self,
-        image_embeddings: Tensor,
-        image_positions: Tensor,
-        prompts: Tensor,
-        dense: Tensor | None,
-        last_stands_for: int | Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The two-way transformer, arguments as in `forward` -> tokens (B, Q, T, C), image (B, Q, h * w, C)."""
-        image = image_embeddings.flatten(2).transpose(1, 2)[:, None].contiguous()
+    def prepare(
+        self, image_embeddings: Tensor, image_positions: Tensor, dense: Tensor | None
+    ) -> EfficientSamPreparedImage:
+        """What all prompts share: image (B, C, h, w), its positions (h * w, C), what is added to it or None."""
+        image = image_embeddings.flatten(2).transpose(1, 2).contiguous()
         image = image if dense is None else image + dense
+        prepared, terms = self.transformer.prepare(image, image_positions)
+        upscaling = terms.through(spreading_matrix(self.upscale_conv1))
+        upscaling.shift = upscaling.shift + self.upscale_conv1.bias.repeat(4)
+        return EfficientSamPreparedImage(prepared, upscaling, tuple(image_embeddings.shape[-2:]))
+
+    def look(
+        self, prepared: EfficientSamPreparedImage, prompts: Tensor, last_stands_for: int | Tensor
+    ) -> tuple[Tensor, EfficientSamPromptedImage]:
+        """The two-way transformer: prompts (B, Q, P, C) -> tokens (B, Q, T, C) and the prompts' images."""
         output_tokens = torch.cat([self.iou_token, self.mask_tokens]).expand(*prompts.shape[:2], -1, -1)
         tokens = torch.cat([output_tokens, prompts], dim=2)
         if isinstance(last_stands_for, Tensor):
@@ -781,7 +1038,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             # A scalar tensor, because an exported graph learns only from its inputs how many slots are free.
             count = torch.scalar_tensor(last_stands_for, device=tokens.device)
             repeats = F.pad(count.log().to(tokens.dtype)[None], (tokens.shape[2] - 1, 0))
-        return self.transformer(tokens, image, image_positions, repeats)
+        return self.transformer(tokens, repeats, prepared.transformer)
 
     def bytes_per_prompt(self, cells: int) -> int:
         """About what one prompt takes while its masks are drawn over an embedding grid of so many cells."""
@@ -793,36 +1050,45 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         """How good the chosen masks will be, known before they are drawn: (B, Q, T, C) -> (B, Q, M)."""
         return self.iou_head(tokens[:, :, 0])[..., chosen]
 
-    def draw_masks(self, tokens: Tensor, image: Tensor, chosen: slice, size: tuple[int, int]) -> Tensor:
-        """Tokens (B, Q, T, C), image (B, Q, h * w, C) of `size` (h, w) -> mask logits (B, Q, M, 4h, 4w)."""
-        weights = self.mask_weights(tokens[:, :, 1 : 1 + self.config.num_mask_tokens], chosen)
-        masks = weights.flatten(0, 1) @ self.upscale(image.flatten(0, 1)).transpose(1, 2)
+    def draw_masks(
+        self, tokens: Tensor, image: EfficientSamPromptedImage, prepared: EfficientSamPreparedImage, chosen: slice
+    ) -> Tensor:
+        """What `look` gave -> mask logits (B, Q, M, 4h, 4w)."""
+        (height, width), cells = prepared.size, image.written_out(prepared.upscaling)
+        weights = self.mask_weights(tokens[:, :, 1 : 1 + self.config.num_mask_tokens], chosen).flatten(0, 1)
+        # One group of all channels: mean and variance run over everything but the batch.
+        cells = cells - cells.mean((1, 2), keepdim=True)
+        # Cell by cell first: one sum of a million squares would lose digits.
+        lengths = torch.linalg.vector_norm(cells, dim=2, keepdim=True, dtype=torch.float32)
+        variance = lengths.square().sum(1, keepdim=True) / cells[0].numel()
+        factor = (variance + self.upscale_norm.eps).rsqrt().to(cells.dtype)
+        gain, shift = self.upscale_norm.weight.repeat(4) * factor, self.upscale_norm.bias.repeat(4)
+        if cells.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            masks = self.draw_cells(cells, gain, shift, weights)
+        else:
+            # Some cells at a time, so that what is large stays in the cache and in memory that is used again.
+            parts = [self.draw_cells(part, gain, shift, weights) for part in cells.split(DRAWN_CELLS, dim=1)]
+            masks = torch.cat(parts, dim=2)
         # Cells, then halves of cells, then quarters, by row and column each: brought into rows and columns of pixels.
-        masks = masks.unflatten(-1, (*size, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
-        return masks.reshape(*tokens.shape[:2], masks.shape[1], 4 * size[0], 4 * size[1])
+        masks = masks.unflatten(2, (height, width)).unflatten(-1, (2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return masks.reshape(*tokens.shape[:2], masks.shape[1], 4 * height, 4 * width)
+
+    def draw_cells(self, cells: Tensor, gain: Tensor, shift: Tensor, weights: Tensor) -> Tensor:
+        """Cells (N, S, 4 * channels) to be normed and enlarged, filters (N, M, channels) -> logits (N, M, S, 16)."""
+        halves = self.activation(torch.addcmul(shift, cells, gain)).unflatten(-1, (4, -1))
+        quarters = F.linear(halves, spreading_matrix(self.upscale_conv2), self.upscale_conv2.bias.repeat(4))
+        quarters = self.activation(quarters).unflatten(-1, (4, -1)).flatten(1, 3)
+        return (weights @ quarters.transpose(1, 2)).unflatten(-1, (-1, 16))
 
     def mask_weights(self, mask_tokens: Tensor, chosen: slice) -> Tensor:
         """Each chosen mask token's own network turns it into a filter: (B, Q, tokens, C) -> (B, Q, M, channels)."""
         numbers = range(self.config.num_mask_tokens)[chosen]
         return torch.stack([self.hypernetworks[number](mask_tokens[:, :, number]) for number in numbers], dim=2)
 
-    def upscale(self, image: Tensor) -> Tensor:
-        """Cells (N, h * w, C) -> their quarters' quarters (N, h * w * 16, channels), cell after cell.
 
-        A transposed convolution whose stride is its kernel is one matrix for each cell; channels stay last throughout.
-        """
-        image = spread(image, self.upscale_conv1)
-        # One group of all channels: a layer norm over everything but the batch.
-        image = F.layer_norm(image, image.shape[1:], eps=self.upscale_norm.eps)
-        image = self.activation(torch.addcmul(self.upscale_norm.bias, image, self.upscale_norm.weight))
-        return self.activation(spread(image, self.upscale_conv2))
-
-
-def spread(cells: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
-    """What a 2 x 2 transposed convolution of stride 2 makes of each cell: (N, S, C) -> (N, S * 4, channels)."""
-    matrix = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    bias = convolution.bias.repeat(4)
-    return F.linear(cells, matrix, bias).unflatten(-1, (4, -1)).flatten(1, 2)
+def spreading_matrix(convolution: nn.ConvTranspose2d) -> Tensor:
+    """What a 2 x 2 transposed convolution of stride 2 does with a cell: (4 * output channels, channels)."""
+    return convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -973,22 +1239,32 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         input_boxes: Tensor | None = None,
         input_masks: Tensor | None = None,
     ) -> dict[str, Any]:
-        """Embeddings (B, C, h, w) and prompts as in `forward` -> what the mask decoder's `look` and `forward` take."""
-        height, width = embeddings.shape[-2:]
+        """Embeddings (B, C, h, w) and prompts as in `forward` -> what the mask decoder's `forward` takes."""
         self.check_prompts(embeddings, input_points, input_boxes, input_masks)
-        patch = self.config.vision_config.patch_size
-        size = torch.tensor([width * patch, height * patch], device=embeddings.device, dtype=torch.float32)
         if input_points is None and input_boxes is None:
             input_boxes = embeddings.new_full((*input_masks.shape[:2], 4), -1.0)
+        image_inputs = self.get_image_inputs(embeddings, input_masks)
+        return {**image_inputs, **self.get_prompt_inputs(embeddings, input_points, input_labels, input_boxes)}
+
+    def get_image_inputs(self, embeddings: Tensor, input_masks: Tensor | None = None) -> dict[str, Any]:
+        """Embeddings (B, C, h, w) and mask prompts as in `forward` -> what the mask decoder's `prepare` takes."""
+        positions = self.get_image_wide_positional_embeddings(*embeddings.shape[-2:]).to(embeddings.dtype)
+        dense = self.prompt_encoder.embed_masks(input_masks)
+        return {"image_embeddings": embeddings, "image_positions": positions, "dense": dense}
+
+    def get_prompt_inputs(
+        self,
+        embeddings: Tensor,
+        input_points: Tensor | None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Prompts as in `forward` -> what the mask decoder's `look` takes beside the prepared image."""
+        patch, (height, width) = self.config.vision_config.patch_size, embeddings.shape[-2:]
+        size = torch.tensor([width * patch, height * patch], device=embeddings.device, dtype=torch.float32)
         prompts = self.get_prompt_embeddings(input_points, input_labels, input_boxes, size)
         labels = gather_slots(input_points, input_labels, input_boxes)[1]
-        return {
-            "image_embeddings": embeddings,
-            "image_positions": self.get_image_wide_positional_embeddings(height, width).to(embeddings.dtype),
-            "prompts": prompts,
-            "dense": self.prompt_encoder.embed_masks(input_masks),
-            "last_stands_for": self.prompt_encoder.slots_of_tokens(labels, prompts.shape[2]),
-        }
+        return {"prompts": prompts, "last_stands_for": self.prompt_encoder.slots_of_tokens(labels, prompts.shape[2])}
 
     def check_prompts(
         self, embeddings: Tensor, points: Tensor | None, boxes: Tensor | None, masks: Tensor | None

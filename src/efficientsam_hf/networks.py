@@ -26,14 +26,17 @@ class MaskDecoder(Protocol):
     def bytes_per_prompt(self, cells: int) -> int:
         """About what one prompt takes on an embedding grid of so many cells."""
 
-    def look(self, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """What `get_decoder_inputs` gave -> two tensors (B, Q, ...), which only the two below must understand."""
+    def prepare(self, **image_inputs: Any) -> Any:
+        """What `get_image_inputs` gave -> what all prompts of a picture share, which only the two below understand."""
+
+    def look(self, prepared: Any, **prompt_inputs: Any) -> tuple[Tensor, Any]:
+        """And what `get_prompt_inputs` gave -> tokens (B, Q, ...), and the prompts' images, indexed by prompts."""
 
     def predict_iou(self, tokens: Tensor, chosen: slice) -> Tensor:
-        """The first of the two -> predicted IoU (B, Q, M) of the chosen masks."""
+        """The tokens -> predicted IoU (B, Q, M) of the chosen masks."""
 
-    def draw_masks(self, tokens: Tensor, image: Tensor, chosen: slice, size: tuple[int, int]) -> Tensor:
-        """Both, or the same rows of both, on a grid of `size` (h, w) -> logits (B, Q, M, 4h, 4w)."""
+    def draw_masks(self, tokens: Tensor, image: Any, prepared: Any, chosen: slice) -> Tensor:
+        """Tokens and images, or the same prompts of both -> logits (B, Q, M, 4h, 4w)."""
 
 
 @runtime_checkable
@@ -47,8 +50,11 @@ class SegmentationNetwork(Protocol):
     def get_image_embeddings(self, pixel_values: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), normalised -> embeddings (B, C, h, w)."""
 
-    def get_decoder_inputs(self, embeddings: Tensor, input_points: Tensor) -> dict[str, Any]:
-        """Embeddings and clicks (B, Q, P, 2) -> what `mask_decoder.look` takes."""
+    def get_image_inputs(self, embeddings: Tensor) -> dict[str, Any]:
+        """Embeddings -> what `mask_decoder.prepare` takes."""
+
+    def get_prompt_inputs(self, embeddings: Tensor, input_points: Tensor) -> dict[str, Any]:
+        """Embeddings and clicks (B, Q, P, 2) -> what `mask_decoder.look` takes beside the prepared image."""
 
     def __call__(self, **inputs: Any) -> SegmentationAnswer:
         """`pixel_values` or `image_embeddings`, and prompts as `EfficientSamModel.forward` takes them."""

@@ -2,11 +2,13 @@
 
 import colorsys
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from .mask_drawing import decode_box
 from .masks_efficientsam import decode_rle
 
 # Bright, far apart in hue and for colour-blind eyes too (after Okabe and Ito, 2008), repeated when they run out.
@@ -65,17 +67,23 @@ def draw_segmentation(
     return picture
 
 
-def draw_everything(photo: Image.Image | np.ndarray, masks: Iterable[np.ndarray], opacity: float = 0.5) -> Image.Image:
+def draw_everything(
+    photo: Image.Image | np.ndarray,
+    masks: Iterable[np.ndarray],
+    opacity: float = 0.5,
+    corners: Iterable[tuple[int, int]] | None = None,
+) -> Image.Image:
     """The photo with many masks, the largest at the bottom, in colours that neighbours are unlikely to share.
 
     Args:
         photo: H x W, RGB.
         masks: (H, W) booleans each, largest first; read one at a time.
         opacity: Of the colours, 0 to 1.
+        corners: x, y of each mask's upper left corner in the photo, for masks of a part of it.
     """
     photo = (photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
     picture = photo.copy()
-    for index, mask in enumerate(masks):
+    for index, (mask, (x, y)) in enumerate(zip(masks, corners or repeat((0, 0)), strict=False)):
         # Steps of the golden ratio around the circle of hues never come back to where they were.
         hue, value = index * 0.618034 % 1, 1.0 - 0.25 * (index % 3) / 2
         color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))
@@ -83,8 +91,10 @@ def draw_everything(photo: Image.Image | np.ndarray, masks: Iterable[np.ndarray]
         if (box := area.getbbox()) is None:
             continue
         # Around the mask alone: most are small, and there may be hundreds.
-        box = (max(box[0] - 1, 0), max(box[1] - 1, 0), min(box[2] + 1, photo.width), min(box[3] + 1, photo.height))
-        area, under = area.crop(box), photo.crop(box)
+        left, top = max(x + box[0] - 1, 0), max(y + box[1] - 1, 0)
+        right, bottom = min(x + box[2] + 1, photo.width), min(y + box[3] + 1, photo.height)
+        area, box = area.crop((left - x, top - y, right - x, bottom - y)), (left, top, right, bottom)
+        under = photo.crop(box)
         # Over the photo, not over the larger masks below, or colours would pile up to brown.
         picture.paste(Image.blend(under, Image.new("RGB", under.size, color), opacity), box, mask=area)
         edge = ImageChops.subtract(area, area.filter(ImageFilter.MinFilter(3)))
@@ -95,9 +105,10 @@ def draw_everything(photo: Image.Image | np.ndarray, masks: Iterable[np.ndarray]
 def draw_records(
     photo: Image.Image | np.ndarray, records: Sequence[dict[str, Any]], opacity: float = 0.5
 ) -> Image.Image:
-    """As `draw_everything`, of records with `segmentation` and `area` in any order, as `segment_everything` gives."""
+    """As `draw_everything`, of records with `segmentation`, `bbox` and `area` in any order, as `segment_everything` gives."""
     largest_first = sorted(records, key=lambda record: -record["area"])
-    return draw_everything(photo, (decode_rle(record["segmentation"]).numpy() for record in largest_first), opacity)
+    masks = (decode_box(record["segmentation"], record["bbox"]) for record in largest_first)
+    return draw_everything(photo, masks, opacity, (record["bbox"][:2] for record in largest_first))
 
 
 def label_map(records: Sequence[dict[str, Any]], size: tuple[int, int]) -> Image.Image:

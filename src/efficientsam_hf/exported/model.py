@@ -111,6 +111,15 @@ class ExportedEfficientSam:
         inputs = {"image_embeddings": embeddings.float(), "input_points": points.float(), "input_labels": labels}
         return inputs if input_masks is None else {**inputs, "input_masks": input_masks.float()}
 
+    def get_image_inputs(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """What the decoder's graph takes that all prompts share."""
+        return {"image_embeddings": embeddings.float()}
+
+    def get_prompt_inputs(self, embeddings: Tensor, input_points: Tensor) -> dict[str, Tensor]:
+        """Embeddings and clicks (B, Q, P, 2) -> what the decoder's graph takes beside them."""
+        inputs = self.get_decoder_inputs(embeddings, input_points)
+        return {name: inputs[name] for name in ("input_points", "input_labels")}
+
     def decode(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         """What `get_decoder_inputs` gave -> predicted IoU (B, Q, M) and mask logits (B, Q, M, 4h, 4w)."""
         scores, masks = self.run("mask_refiner" if "input_masks" in inputs else "mask_decoder", **inputs)
@@ -118,9 +127,9 @@ class ExportedEfficientSam:
 
 
 class ExportedMaskDecoder:
-    """What segment everything asks of a mask decoder, in two steps where the graph has one.
+    """What segment everything asks of a mask decoder, in several steps where the graph has one.
 
-    `look` draws the masks, too, and what it hands over are the scores and masks themselves.
+    `look` draws the masks of a picture, too, and what it hands over are the scores and masks themselves.
     """
 
     def __init__(self, model: ExportedEfficientSam):
@@ -132,14 +141,19 @@ class ExportedMaskDecoder:
         width1, width2 = config.upscaling_channels
         return 4 * cells * (5 * config.hidden_size + 3 * 4 * width1 + 2 * 16 * width2)
 
-    def look(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Decoder inputs -> predicted IoU (B, Q, M) and masks (B, Q, M, 4h, 4w)."""
-        return self.model.decode(**inputs)
+    def prepare(self, image_embeddings: Tensor) -> Tensor:
+        """The embeddings (1, C, h, w) of a picture, as they are."""
+        return image_embeddings
+
+    def look(self, prepared: Tensor, **prompt_inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Decoder inputs -> predicted IoU (1, Q, M) and masks (Q, M, 4h, 4w)."""
+        scores, masks = self.model.decode(image_embeddings=prepared, **prompt_inputs)
+        return scores, masks[0]
 
     def predict_iou(self, tokens: Tensor, chosen: Any) -> Tensor:
         """The scores that `look` gave."""
         return tokens
 
-    def draw_masks(self, tokens: Tensor, image: Tensor, chosen: Any, size: Any) -> Tensor:
-        """The masks that `look` gave."""
-        return image
+    def draw_masks(self, tokens: Tensor, image: Tensor, prepared: Tensor, chosen: Any) -> Tensor:
+        """The masks that `look` gave, (1, Q, M, 4h, 4w)."""
+        return image[None]

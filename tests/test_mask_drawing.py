@@ -1,0 +1,60 @@
+"""Masks drawn in their boxes alone are those of the whole picture."""
+
+import numpy as np
+import pytest
+import torch
+
+from efficientsam_hf.mask_drawing import MaskPainter, decode_box, encode_placed
+from efficientsam_hf.masks_efficientsam import encode_rle, resize_masks
+
+SIZES = [(60, 90), (16, 16), (5, 7), (1, 1), (33, 8)]
+
+
+def kinds_of_logits() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.arange(16.0)
+    disc = 30 * (4 - ((cells[:, None] - 3) ** 2 + (cells - 11) ** 2).sqrt())
+    kinds = {"disc": disc, "noise": 10 * torch.randn(16, 16, generator=generator), "nothing": -disc.abs() - 1}
+    # Low cells around high ones: what bicubic interpolation lifts above zero where no cell is.
+    kinds |= {"overshoot": torch.where(torch.rand(16, 16, generator=generator) > 0.5, -0.1, -10.0)}
+    return kinds | {
+        "everything": disc.abs() + 1,
+        "corner": torch.full((16, 16), -5.0).index_put_((torch.tensor(15), torch.tensor(15)), torch.tensor(9.0)),
+    }
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", kinds_of_logits())
+def test_painted_in_its_box_is_resized_as_a_whole(kind, size, mode):
+    logits = kinds_of_logits()[kind]
+    box, top, left = MaskPainter((16, 16), size, mode, logits.device).paint(logits)
+    painted = torch.zeros(size, dtype=torch.bool)
+    painted[top : top + box.shape[0], left : left + box.shape[1]] = box
+    resized = resize_masks(logits, size, mode)
+    assert torch.equal(painted | (resized.abs() < 1e-4), (resized >= 0) | (resized.abs() < 1e-4))
+
+
+def test_a_small_mask_is_painted_in_a_small_box():
+    box, *_ = MaskPainter((16, 16), (160, 160), "bicubic", torch.device("cpu")).paint(kinds_of_logits()["corner"])
+    assert max(box.shape) <= 45
+
+
+@pytest.mark.parametrize("place", [(0, 0), (3, 2), (7, 5)])
+@pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
+def test_run_lengths_of_a_placed_mask_are_those_of_the_whole(place, share):
+    mask = torch.from_numpy(np.random.default_rng(1).random((6, 5)) < share)
+    mask[0, 0] = True
+    for height in (place[0] + 6, place[0] + 9):
+        size = (height, place[1] + 5)
+        whole = torch.zeros(size, dtype=torch.bool)
+        whole[place[0] : place[0] + 6, place[1] : place[1] + 5] = mask
+        assert encode_placed(mask, *place, size) == encode_rle(whole)
+
+
+def test_a_box_of_run_lengths_is_cut_from_the_whole():
+    mask = np.random.default_rng(2).random((9, 11)) < 0.4
+    for x, y, width, height in [(0, 0, 11, 9), (3, 2, 5, 4), (10, 8, 1, 1)]:
+        np.testing.assert_array_equal(
+            decode_box(encode_rle(mask), [x, y, width, height]), mask[y : y + height, x : x + width]
+        )
