@@ -43,15 +43,15 @@ NOT_RUN = {
     r"efficientsam push (?!.*--dry-run)": "it uploads to the Hub",
     r"efficientsam evaluate ": "tests/test_evaluation_cli.py runs each on tiny data, a tutorial on drawn scenes",
     r"efficientsam probe ": "tests/test_frozen_features.py runs it on drawn classes",
-    r"accelerate launch .*examples/finetune_(classification|detection|semantic)": "tests/test_recipes.py runs "
-    "each script on drawn pictures; ImageNet, COCO and ADE20K are not here",
+    r"accelerate launch .*examples/finetune_(classification|detection|semantic)": "tests/test_recipes.py runs each "
+    "script on drawn pictures; ImageNet, COCO and ADE20K are not here",
     r"efficientsam demo": "it serves until it is stopped",
 }
 
 # What makes a script's recipe a matter of a second: appended to its command, where the last word counts.
 SMALL = {
-    "examples/finetune_sa1b.py": "--max_steps 1 --batch_size 1 --total_batch 1 --masks_per_image 2 --workers 0 "
-    "--report_to none",
+    "examples/finetune_sa1b.py": "--max_steps 1 --batch_size 1 --total_batch 1 --masks_per_image 2 --rounds 1 "
+    "--image_size 64 --workers 0 --report_to none",
     "examples/finetune_custom.py": "--max_steps 1 --model efficientsam-ti",
     "examples/pretrain_sami.py": "--max_steps 1 --batch_size 1 --total_batch 1 --config student.json --workers 0 "
     "--report_to none",
