@@ -50,17 +50,20 @@ def test_what_is_the_callers_fault_is_raised_and_no_reason_to_give_up(monkeypatc
 @pytest.mark.parametrize(("count", "seen"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8)])
 def test_prompts_are_filled_up_and_cut_off(model, pixels, count, seen):
     counts = []
-    look = model.mask_decoder.look
+    decoder = model.mask_decoder
 
-    def watched(image_embeddings, image_positions, prompts, dense, last_stands_for):
+    def watched(prepared, prompts, last_stands_for):
         counts.append(prompts.shape[1])
-        return look(image_embeddings, image_positions, prompts, dense, last_stands_for)
+        return decoder.look(prepared, prompts, last_stands_for)
 
     with torch.inference_mode():
         embeddings = model.get_image_embeddings(pixels)
-        inputs = model.get_decoder_inputs(embeddings, torch.rand(2, count, 1, 2) * 64)
-        for found, wanted in zip(in_powers_of_two(watched)(**inputs), look(**inputs), strict=True):
-            assert torch.allclose(found, wanted, atol=1e-5)
+        prepared = decoder.prepare(**model.get_image_inputs(embeddings))
+        inputs = model.get_prompt_inputs(embeddings, torch.rand(2, count, 1, 2) * 64)
+        found, wanted = in_powers_of_two(watched)(prepared, **inputs), decoder.look(prepared, **inputs)
+        drawn = [decoder.draw_masks(*looked, prepared, slice(1, None)) for looked in (found, wanted)]
+    assert torch.allclose(found[0], wanted[0], atol=1e-5)
+    assert torch.allclose(*drawn, atol=1e-5)
     assert counts == [seen]
 
 
