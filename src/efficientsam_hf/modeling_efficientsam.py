@@ -831,18 +831,18 @@ class EfficientSamImageNorm(nn.LayerNorm):
         """Of each cell's channels, (B, Q, 1, S), as a quadratic form of share and weights."""
         share, weights = image.share.float(), image.weights.float()
         values, bases = [part.float() for part in image.values], [basis.float() for basis in terms.bases]
-        rows = torch.cat([(part @ basis).flatten(2, 3) for part, basis in zip(values, bases, strict=True)], dim=2)
-        gram = rows @ rows.transpose(2, 3)
-        total, start = products[0] * share.square(), 0
-        for part, product in zip(values, products[1], strict=True):
+        rows = [(part @ basis).flatten(2, 3) for part, basis in zip(values, bases, strict=True)]
+        parts = weights.split([row.shape[2] for row in rows], dim=2)
+        total = products[0] * share.square()
+        for number, (part, product) in enumerate(zip(values, products[1], strict=True)):
             crossed = multiply_shared(part, product).flatten(2, 3)
             crossed = crossed * share if image.values[1:] else crossed
             # Of two looks the products count twice, so that the later ones need not look back at the earlier ones.
-            end = start + crossed.shape[2]
-            form = torch.cat([gram[:, :, start:end, start:end], 2 * gram[:, :, start:end, end:]], dim=3)
-            form = torch.baddbmm(crossed.flatten(0, 1), form.flatten(0, 1), weights[:, :, start:].flatten(0, 1))
-            total = total + (form.view_as(crossed) * weights[:, :, start:end]).sum(2, keepdim=True)
-            start = end
+            later = [2 * row for row in rows[number + 1 :]]
+            form = rows[number] @ torch.cat([rows[number], *later], dim=2).transpose(2, 3)
+            looks = parts[number] if not later else torch.cat(parts[number:], dim=2) if number else weights
+            form = torch.baddbmm(crossed.flatten(0, 1), form.flatten(0, 1), looks.flatten(0, 1))
+            total = total + (form.view_as(crossed) * parts[number]).sum(2, keepdim=True)
         return total
 
 
