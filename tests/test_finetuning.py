@@ -20,7 +20,7 @@ from efficientsam_hf.training.finetuning import InteractiveSegmentation
 from efficientsam_hf.training.optimization import set_learning_rate, warmup_cosine
 from efficientsam_hf.training.recipes import PromptRecipe
 
-SIDE, STEPS = 192, 160  # of a picture to learn by heart
+SIDE, STEPS = 192, 200  # of a picture to learn by heart
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -361,7 +361,7 @@ def test_one_photo_with_five_masks_is_learnt_by_heart(tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     after = score_held_out(model, processor, pictures, clicks=(1,))
-    assert max(before.values()) < 0.8
+    assert max(before.values()) < 0.9, before
     assert min(after.values()) >= 0.95, after
 
 
@@ -370,7 +370,7 @@ def test_the_loss_falls_on_a_smoke_set(tmp_path):
     torch.manual_seed(0)
     model = EfficientSamModel(tiny_config())
     processor = EfficientSamProcessor.from_model_config(model.config)
-    samples = Sa1bSamples([pictures], processor.image_processor, 60, masks_per_image=2)
+    samples = Sa1bSamples([pictures], processor.image_processor, 180, masks_per_image=2)
     task = InteractiveSegmentation(model).train()
     optimizer, history = torch.optim.AdamW(task.parameters(), lr=3e-3), []
     for step, batch in enumerate(DataLoader(samples, batch_size=3)):

@@ -801,9 +801,10 @@ class EfficientSamImageNorm(nn.LayerNorm):
 
         -> squares (B, 1, 1, S), and for each basis twice its products with the cells (B, heads, d + 1, S).
         """
-        common = terms.common.float()
-        products = [2 * basis.float() @ common.transpose(1, 2)[:, None] for basis in terms.bases]
-        return common.square().sum(-1)[:, None, None], products
+        with torch.autocast(terms.common.device.type, enabled=False):
+            common = terms.common.float()
+            products = [2 * basis.float() @ common.transpose(1, 2)[:, None] for basis in terms.bases]
+            return common.square().sum(-1)[:, None, None], products
 
     def add(
         self,

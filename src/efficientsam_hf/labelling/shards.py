@@ -82,7 +82,7 @@ class LabelFolder:
             with written_by_several(index) as path:
                 path.write_text(json.dumps(wanted, indent=1) + "\n")
         found = json.loads(index.read_text())
-        for key in wanted.keys() | found.keys():
+        for key in {**wanted, **found}:
             if found.get(key) != wanted.get(key):
                 raise ValueError(
                     f"{self.folder} holds labels with {key} {found.get(key)!r}, wanted {wanted.get(key)!r}"
