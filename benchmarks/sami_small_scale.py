@@ -8,9 +8,8 @@
 as many pictures. Each then gets the same new neck and mask decoder, and is fine-tuned by examples/finetune_sa1b.py
 with the same options and the same pictures, clicks and boxes in the same order. Reported for each start, with the
 range over the seeds: mean IoU by the protocols box and centroid (one click, in the middle of the mask); and, before
-fine-tuning,
-how often the nearest neighbour by the mean of the encoder's last patches is of the same kind (`--kinds`: each folder
-is one; `--species`: the masks of a folder say).
+fine-tuning, how often the nearest neighbour by the mean of the encoder's last patches is of the same kind (`--kinds`:
+each folder is one; `--species`: the masks of a folder say).
 
 All starts of a seed are done before the next seed, so that there is a comparison early. What is finished is not done
 again, and what was stopped goes on.
@@ -93,7 +92,8 @@ def finetune(args: argparse.Namespace, model: Path, seed: int, room: Path) -> Pa
     if not (room / "model" / "config.json").is_file():
         options = ["--model", str(model), "--sources", *args.sources, "--output_dir", str(room), "--seed", str(seed)]
         options += ["--max_steps", str(args.finetune_steps), "--learning_rate", str(args.finetune_rate)]
-        options += ["--batch_size", "4", "--masks_per_image", "4", "--warmup", "50", "--save_every", "200"]
+        options += ["--total_batch", "4", "--batch_size", "4", "--masks_per_image", "4", "--rounds", "1"]
+        options += ["--warmup", "50", "--save_every", "200"]
         launch("finetune_sa1b.py", *options, "--flip", "0.5", "--smallest_crop", "0.5")
     return room / "model"
 
