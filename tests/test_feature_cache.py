@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, get_ident
@@ -221,6 +223,14 @@ class Mean(Teacher):
 
 
 def test_killed_at_any_moment_a_cache_is_finished_to_the_same_bytes(folder, tmp_path):
+    # In a process of its own: of the threads that other tests have started, a fork takes the locks along.
+    code = "import sys, pathlib, test_feature_cache as t; t.kill_and_finish(*map(pathlib.Path, sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+def kill_and_finish(folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "whole", folder, Mean(), CROPS)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     moment, status, done = 0, -1, set()
