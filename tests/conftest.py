@@ -14,6 +14,33 @@ from efficientsam_hf import EfficientSamConfig, EfficientSamModel
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
+# Files whose tests start commands, servers or compilers, or train: `-m "not slow"` is to answer within a minute.
+SLOW_FILES = {
+    "test_auto_classes",
+    "test_checkpoints",
+    "test_compilation",
+    "test_default_checkpoint",
+    "test_demo",
+    "test_docs",
+    "test_evaluation_cli",
+    "test_evaluation_peers",
+    "test_examples",
+    "test_export",
+    "test_export_formats",
+    "test_feature_cache",
+    "test_finetuning",
+    "test_frozen_features",
+    "test_hub",
+    "test_labelling",
+    "test_pipeline",
+    "test_pretraining",
+    "test_publishing",
+    "test_recipes",
+    "test_streaming",
+    "test_task_training",
+    "test_torchvision",
+}
+
 REPOSITORY = Path(__file__).parents[1]
 # Photos with masks and the official code's answers, too large for the repository; what needs them skips without.
 SHARED = Path(os.environ.get("EFFICIENTSAM_SHARED", REPOSITORY.parent / "shared"))
@@ -58,6 +85,12 @@ def make_model(config: EfficientSamConfig, seed: int = 0) -> EfficientSamModel:
             if parameter.ndim > 1:
                 parameter.normal_(std=0.3)
     return model.eval()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW_FILES:
+            item.add_marker("slow")
 
 
 @pytest.fixture
