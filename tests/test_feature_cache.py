@@ -224,7 +224,7 @@ class Mean(Teacher):
 
 @pytest.mark.skipif(
     "EFFICIENTSAM_KILL_TESTS" not in os.environ,
-    reason="passes alone, but hung in runs of the whole suite for a reason not found yet: set EFFICIENTSAM_KILL_TESTS=1",
+    reason="passes alone, but hangs in runs of the whole suite, nobody knows why yet: set EFFICIENTSAM_KILL_TESTS=1",
 )
 def test_killed_at_any_moment_a_cache_is_finished_to_the_same_bytes(folder, tmp_path):
     # In a process of its own: of the threads that other tests have started, a fork takes the locks along.
