@@ -26,9 +26,9 @@ class CountedClicks:
         self.look, self.clicks = decoder.look, 0
         decoder.look = self
 
-    def __call__(self, **inputs):
-        self.clicks += inputs["prompts"].shape[1]
-        return self.look(**inputs)
+    def __call__(self, prepared, **prompts):
+        self.clicks += prompts["prompts"].shape[1]
+        return self.look(prepared, **prompts)
 
 
 def main() -> None:
