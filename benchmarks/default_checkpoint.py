@@ -14,6 +14,7 @@ three", the one nearest to the truth. Pixels of an annotation's `ignore` mask ar
 import argparse
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from efficientsam_hf import load_checkpoint
+from efficientsam_hf import default_checkpoint, load_checkpoint
 from efficientsam_hf.data.sa1b import find_pairs
 from efficientsam_hf.evaluation.ground_truth import TrueObject, true_objects
 from efficientsam_hf.evaluation.interactive import Settings, evaluate_picture
@@ -88,6 +89,11 @@ def score(predictor: EfficientSamPredictor, source: Path, args: argparse.Namespa
     return {"set": source.name, "photos": len(pairs), "masks": len(trivial), **rounded}
 
 
+def checksum(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights, so that figures are known to be theirs."""
+    return sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
 def table(rows: list[dict]) -> str:
     head = f"| set | photos | masks | {' | '.join(COLUMNS.values())} |\n|{'---|' * (3 + len(COLUMNS))}"
     return "\n".join([head, *map(table_row, rows)])
@@ -101,13 +107,14 @@ def table_row(row: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path, nargs="+", help="folders or tars of .jpg and .json pairs")
-    parser.add_argument("--model", help="folder or Hub id; the bundled checkpoint if left out")
+    parser.add_argument("--model", help="folder of a checkpoint; the bundled one if left out")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th photo: those held out of training")
     parser.add_argument("--limit", type=int, help="most photos of each source")
     parser.add_argument("--masks", type=int, help="most masks of a photo")
+    parser.add_argument("--threads", type=int, default=2, help="of the processor")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     predictor = EfficientSamPredictor(*load_checkpoint(args.model, device="cpu"))
     print(table([]))
     rows = []
@@ -115,7 +122,8 @@ def main() -> None:
         rows.append(score(predictor, source, args))
         print(table_row(rows[-1]), flush=True)
     if args.output:
-        args.output.write_text(json.dumps(rows, indent=2) + "\n")
+        folder = Path(args.model) if args.model else default_checkpoint()
+        args.output.write_text(json.dumps({"weights": checksum(folder), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

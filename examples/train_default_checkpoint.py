@@ -13,6 +13,7 @@ out. Without --teacher there is no pretraining, without --stem the stem starts a
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -97,10 +98,7 @@ def main(args: Arguments) -> None:
         options += ["--freeze", *FROZEN] if args.stem else []
         options += ["--image_size", str(stage.image_size)] if stage.image_size else []
         model = launch(args, "finetune_sa1b.py", room / stage.name, number, options) / "model"
-    checkpoint = EfficientSamModel.from_pretrained(model, dtype=torch.float16)
-    checkpoint.save_pretrained(room / "checkpoint")
-    EfficientSamProcessor.from_pretrained(model).save_pretrained(room / "checkpoint")
-    print(f"checkpoint in {room / 'checkpoint'}")
+    print(f"checkpoint in {pack(model, room)}")
 
 
 def launch(args: Arguments, script: str, folder: Path, number: int, options: list[str]) -> Path:
@@ -138,6 +136,21 @@ def begin(args: Arguments, pretrained: Path | None, folder: Path) -> Path:
     processor = EfficientSamProcessor.from_model_config(model.config)
     processor.image_processor.antialias = True
     save_for_hub(model, processor, folder, overwrite=True)
+    return folder
+
+
+def pack(trained: Path, room: Path) -> Path:
+    """The folder of the checkpoint: in float16, and without the code that a folder for the Hub carries."""
+    model, processor = EfficientSamModel.from_pretrained(trained), EfficientSamProcessor.from_pretrained(trained)
+    save_for_hub(model.half(), processor, room / "half", overwrite=True)
+    folder = room / "checkpoint"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(room / "half" / "model.safetensors", folder / "model.safetensors")
+    for name in ("config.json", "processor_config.json"):
+        config = json.loads((room / "half" / name).read_text())
+        del config["auto_map"]
+        (folder / name).write_text(json.dumps(config, indent=2) + "\n")
+    shutil.rmtree(room / "half")
     return folder
 
 

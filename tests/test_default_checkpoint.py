@@ -1,9 +1,11 @@
 """The checkpoint that comes with the package: small, whole, and better than no model at all."""
 
 import json
+import runpy
 import subprocess
 import sys
 import zipfile
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -27,6 +29,23 @@ def test_it_is_small_and_carries_no_code():
     assert files.keys() == {"config.json", "processor_config.json", "model.safetensors", "README.md"}
     assert files["model.safetensors"] <= 12_000_000
     assert "auto_map" not in (default_checkpoint() / "config.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def card_of():
+    return runpy.run_path(str(REPOSITORY / "benchmarks" / "checkpoint_card.py"))["card"]
+
+
+def test_its_card_is_made_of_figures_of_these_weights(card_of):
+    text = (default_checkpoint() / "README.md").read_text()
+    assert text == card_of(default_checkpoint())
+    assert sha256((default_checkpoint() / "model.safetensors").read_bytes()).hexdigest() in text
+
+
+def test_figures_of_other_weights_make_no_card(card_of, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(ValueError, match=r"evaluation\.json has figures of weights \w{8}, wanted "):
+        card_of(tmp_path)
 
 
 def test_it_is_in_the_wheel(tmp_path):

@@ -82,6 +82,9 @@ def test_from_photos_to_a_checkpoint_and_no_part_twice(given, tmp_path: Path, mo
     checkpoint = load_file(room / "checkpoint" / "model.safetensors")
     assert all(torch.equal(value.to(checkpoint[name].dtype), checkpoint[name]) for name, value in weights[-1].items())
     assert checkpoint["mask_decoder.iou_token"].dtype == torch.float16
+    names = {path.name for path in (room / "checkpoint").iterdir()}
+    assert names == {"config.json", "model.safetensors", "processor_config.json"}, "no code"
+    assert json.loads((room / "checkpoint" / "config.json").read_text())["dtype"] == "float16"
     model, processor = load_checkpoint(room / "checkpoint", device="cpu")
     assert segment(model, processor, torch.zeros(3, 40, 60, dtype=torch.uint8), points=[[5, 5]]).masks.shape[-2:] == (
         40,
