@@ -61,6 +61,11 @@ clean:
 	$(PIP) -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 
+# Mask R-CNN's tests show it to a Python of their own; nothing else sees it, and it asks for no other torch.
+.venv/torchvision: .venv/dev
+	$(PIP) -c $(CONSTRAINTS) --no-deps --upgrade --target $@ torchvision
+	@touch $@
+
 .venv/docs: .venv/core
 	$(PIP) -c $(CONSTRAINTS) -e ".[docs]"
 	@touch $@

@@ -4,11 +4,11 @@
         --models mae=RUN0,RUN1,RUN2 sami=RUN0,RUN1,RUN2
 
 Each photo whose place in the JSON is a multiple of `--every` is held out, the others are trained on, by
-examples/finetune_detection.py with the same options for every start: `none`, the config of the first model with weights
-drawn by the seed, and the next checkpoint of each name for each seed. The heads start from the same weights in all of
-them, and see the same photos in the same order. All things are one class, for most of COCO's eighty are on too few
-photos to be learnt. Printed is the AP of masks and of boxes on the photos held out, mean and range over the seeds, all
-starts of a seed before the next seed. What is finished is not done again.
+examples/finetune_detection.py with the same options for every start: `none`, the config of the first model with
+weights drawn by the seed, and the next checkpoint of each name for each seed. The heads start from the same weights in
+all of them, and see the same photos in the same order. All things are one class, for most of COCO's eighty are on too
+few photos to be learnt. Printed is the AP of masks and of boxes on the photos held out, mean and range over the seeds,
+all starts of a seed before the next seed. What is finished is not done again.
 """
 
 import argparse

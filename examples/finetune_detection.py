@@ -16,7 +16,7 @@ transformers' own examples, with the classes' names in a file:
 
 Launch files for several GPUs lie in examples/accelerate. The same command started again goes on where the last one
 stopped. OUTPUT_DIR/model is the trained model: Mask2Former for `pipeline("image-segmentation")` after
-`import efficientsam_hf`, Mask R-CNN as its backbone with mask_rcnn.safetensors beside it.
+`import efficientsam_hf`, Mask R-CNN for `load_mask_rcnn` of efficientsam_hf.training.mask_rcnn.
 """
 
 import json
@@ -65,7 +65,9 @@ class Arguments(RunOptions):
     flip: float = field(default=0.5, metadata={"help": "chance of a mirror image"})
     window_size: int = field(default=14, metadata={"help": "patches along attention's windows; 0: none"})
     drop_path: float = field(default=0.1, metadata={"help": "chance that the last layer is skipped"})
-    head_config: str | None = field(default=None, metadata={"help": "JSON of the head's fields"})
+    head_config: str | None = field(
+        default=None, metadata={"help": "JSON of fields of a Mask2FormerConfig, or of MaskRcnn"}
+    )
     total_batch: int = field(default=64, metadata={"help": "pictures a weight update, all processes together"})
     epochs: float = field(default=100, metadata={"help": "times that all pictures are seen"})
     warmup_epochs: float = field(default=10, metadata={"help": "of them, linear climb of the learning rate"})

@@ -35,12 +35,13 @@ SMALL |= {"head_channels": 32}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(HERE, reason="torchvision is there, and all below runs as it stands")
 def test_beside_torchvision():
     if not (FOLDER / "torchvision").is_dir():
         pytest.skip(f"no torchvision in {FOLDER}: make .venv/torchvision puts it there")
     path = os.pathsep.join([str(REPOSITORY / "src"), str(FOLDER)])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
     environment = {**os.environ, **PLAIN, "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr

@@ -1,7 +1,11 @@
-"""The recipes' trackers and uploads: what is told is filed, and what arrives at the Hub can be loaded from there."""
+"""The recipes and the Hub: data sets by their id, trackers, and uploads that can be loaded from there."""
 
+import datasets
+import numpy as np
+import PIL.Image
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Image
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,3 +40,42 @@ def test_what_is_told_is_filed_and_what_is_pushed_loads(task, room, run, stand_i
     assert not report["missing_keys"]
     assert task == "classification" or find_backbone(model)
     assert AutoImageProcessor.from_pretrained(downloaded)
+
+
+def rows_of_the_hub(room, task: str) -> Dataset:  # noqa: F811
+    """The fixture's pictures as a data set of the Hub has them."""
+    if task == "classification":
+        paths = sorted((room / "classes" / "train").glob("*/*.png"))
+        columns = {"image": [str(path) for path in paths], "label": [path.parent.name for path in paths]}
+        rows = Dataset.from_dict(columns).cast_column("label", ClassLabel(names=["blue", "green", "red"]))
+        return rows.cast_column("image", Image())
+    paths = sorted((room / "ade" / "images" / "training").glob("*.png"))
+    drawn = [np.array(PIL.Image.open(str(path).replace("images", "annotations"))) for path in paths]
+    if task == "detection":
+        # Red is the class, green the instance; what is around is neither.
+        drawn = [np.stack([np.where(one > 2, 255, one - 1), one, one], axis=-1).astype(np.uint8) for one in drawn]
+        drawn = [np.where(one[..., 1:2] == 0, np.uint8(255), one) for one in drawn]
+    columns = {"image": [str(path) for path in paths], "annotation": [PIL.Image.fromarray(one) for one in drawn]}
+    return Dataset.from_dict(columns).cast_column("image", Image()).cast_column("annotation", Image())
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_data_sets_of_the_hub(task, room, run, tmp_path, monkeypatch):  # noqa: F811
+    asked = []
+
+    def load_dataset(source: str, split: str) -> Dataset:
+        asked.append((source, split))
+        return rows_of_the_hub(room, task)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    options, more, _, figures = RECIPES[task]
+    given = options(room, tmp_path / "run", *more, "--max_steps", "1")
+    if task == "detection":
+        begin = given.index("--annotations")
+        given[begin : begin + 8] = ["--dataset", "", "--names", str(tmp_path / "names.txt")]
+        (tmp_path / "names.txt").write_text("box\ndisc\n")
+    given[given.index("--dataset") + 1] = "someone/pictures"
+    printed = run(f"finetune_{task}", *given)
+    assert all(f"{name} " in printed for name in figures)
+    splits = ("training", "validation") if task == "semantic_segmentation" else ("train", "validation")
+    assert asked == [("someone/pictures", split) for split in splits]

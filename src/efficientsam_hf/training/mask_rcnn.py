@@ -161,7 +161,7 @@ def mask_rcnn_inputs(batch: dict[str, Any], generator: torch.Generator | None = 
 
 
 def save_mask_rcnn(model: MaskRcnn, folder: str | Path, repo_id: str | None = None) -> None:
-    """A folder for `load_mask_rcnn`, and for `EfficientSamBackbone.from_pretrained`, which takes the encoder out of it.
+    """A folder for `load_mask_rcnn`; `EfficientSamBackbone.from_pretrained` takes the encoder out of it.
 
     Args:
         model: On the CPU.
