@@ -77,7 +77,9 @@ def test_detections_and_everything(room, checkpoint):
     result = run("everything", *COCO, "--model", checkpoint, "--points-per-side", 4, "--limit", 2)
     assert result.exit_code == 0, result.output
     assert 0 <= told()["results"][0]["ar"]["AR@1000"] <= 1
-    assert "AR@1000" in result.output
+    rows = [line.split(" | ") for line in result.output.splitlines() if line.startswith("| ")]
+    assert rows[0][2:] == ["masks a picture", "best", "AR", "ARs", "ARm", "ARl |"]
+    assert [row[3] for row in rows[1:]] == ["10", "100", "1,000"]
 
 
 def test_several_models_in_one_table(room, checkpoint):

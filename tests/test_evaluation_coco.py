@@ -102,8 +102,8 @@ def test_boundary_ap_is_harder(coco):
     results = fed_back(dataset)
     for result in results:
         result["segmentation"] = encode_rle(np.roll(decode_rle(result["segmentation"]).numpy(), 2, axis=1))
-    assert average_precision(dataset, results, boundary=True)["APs"] < average_precision(dataset, results)["APs"]
-    assert average_precision(dataset, fed_back(dataset), boundary=True)["AP"] == 1.0
+    assert average_precision(dataset, results, "boundary")["APs"] < average_precision(dataset, results)["APs"]
+    assert average_precision(dataset, fed_back(dataset), "boundary")["AP"] == 1.0
 
 
 def campaign(coco, **options):

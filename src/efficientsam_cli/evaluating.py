@@ -120,7 +120,7 @@ def everything(
     device: Device = None,
     output: Output = Path("results.json"),
 ) -> None:
-    """Average recall of segment everything: AR@10, AR@100, AR@1000, whatever the categories (SAM, D.3)."""
+    """Average recall of segment everything: of the best 10, 100, 1000 masks, whatever their categories (SAM, D.3)."""
     from functools import partial
 
     from efficientsam_hf.evaluation.campaign import Campaign, score_proposals
@@ -207,14 +207,14 @@ def tell(campaign: Any) -> None:
     """The tables, what was left out, and where everything is; once."""
     from efficientsam_hf.evaluation.ground_truth import describe
     from efficientsam_hf.evaluation.skips import Skips
-    from efficientsam_hf.evaluation.tables import figure_rows, interactive_rows, markdown, noc_rows
+    from efficientsam_hf.evaluation.tables import figure_rows, interactive_rows, markdown, noc_rows, recall_rows
 
     if campaign.share.rank:
         return
     results = campaign.results
     scored = [result for result in results if "protocols" in result]
     tables = [("", interactive_rows(scored)), ("", noc_rows(scored)), ("mask AP", figure_rows(results, "ap"))]
-    tables += [("boundary AP", figure_rows(results, "boundary_ap")), ("average recall", figure_rows(results, "ar"))]
+    tables += [("boundary AP", figure_rows(results, "boundary_ap")), ("average recall", recall_rows(results))]
     for title, rows in tables:
         if rows:
             typer.echo(f"{title}\n" if title else "", nl=bool(title))

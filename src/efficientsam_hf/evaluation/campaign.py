@@ -8,8 +8,9 @@ from typing import Any
 from PIL import Image
 
 from ..masks_efficientsam import decode_rle
-from .coco_ap import average_precision, read_detections, segment_detections, true_dataset
+from .coco_ap import average_precision, true_dataset
 from .contact_sheet import Case, draw_sheet
+from .detections import read_detections, segment_detections
 from .ground_truth import dataset_hash, find_true_pictures, read_dataset, true_objects
 from .interactive import Settings, evaluate_picture
 from .journal import Journal, Share, answer_all
@@ -141,7 +142,7 @@ def box_precision(campaign: Campaign, records: Sequence[dict[str, Any]], boundar
 def precision(truth: dict[str, Any], answers: Sequence[dict[str, Any]], boundary: bool) -> dict[str, Any]:
     """`ap`, and if wanted `boundary_ap`."""
     found = {"ap": average_precision(truth, answers)}
-    return found | ({"boundary_ap": average_precision(truth, answers, boundary=True)} if boundary else {})
+    return found | ({"boundary_ap": average_precision(truth, answers, "boundary")} if boundary else {})
 
 
 def placed(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,11 +193,7 @@ def score_proposals(
     masks = sum(len(record["masks"]) for record in records)
     found: dict[str, Any] = {"settings": settings, "masks_a_picture": round(masks / len(records), 2)}
     if campaign.share.rank == 0:
-        truth = campaign.truth_of(records)
-        for annotation in truth["annotations"]:
-            annotation["category_id"] = 1
-        truth["categories"] = [{"id": 1, "name": "object"}]
-        found["ar"] = average_recall(truth, placed(records))
+        found["ar"] = average_recall(campaign.truth_of(records), placed(records))
     campaign.add("everything", model, records, **found)
 
 
