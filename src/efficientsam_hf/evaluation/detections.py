@@ -4,8 +4,7 @@ Pictures are numbered by their place in the list; Q boxes of one H x W picture.
 """
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,18 @@ import numpy as np
 
 from ..data.sa1b import LabelledPicture
 from ..masks_efficientsam import encode_rle
-from .ground_truth import TruePicture, picture_hash, read_or_note
+from .ground_truth import TruePicture, is_finite, is_four_numbers, picture_hash, read_or_note
 from .predictor import Predictor, Prompts, ask
 from .skips import Skips
 from .stopwatch import Stopwatch
 
 
 def read_detections(
-    path: str | Path, pictures: Sequence[LabelledPicture], categories: Sequence[dict], skips: Skips
+    path: str | Path,
+    pictures: Sequence[LabelledPicture],
+    categories: Sequence[dict],
+    skips: Skips,
+    beyond: Collection[Any] = (),
 ) -> list[list[dict[str, Any]]]:
     """A detector's COCO results file -> its boxes by picture, without those that mean nothing.
 
@@ -28,7 +31,9 @@ def read_detections(
         path: JSON list of `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`.
         pictures: Of the same data set.
         categories: The data set's.
-        skips: Takes note of unknown pictures and categories, and of boxes beside the picture or without area.
+        skips: Takes note of unknown pictures and categories, boxes beside the picture or without area, and scores that
+            are no numbers.
+        beyond: Ids of pictures that are left out on purpose, whose results are no matter.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -50,38 +55,41 @@ def read_detections(
         for place, picture in enumerate(pictures)
         if isinstance(picture, TruePicture)
     }
-    known = {category["id"] for category in categories}
+    there, kinds = {*entries, *beyond}, {category["id"] for category in categories}
     boxes: list[list[dict[str, Any]]] = [[] for _ in pictures]
     for number, item in enumerate(found):
-        name = f"{path}, result {number}"
-        if item["image_id"] not in entries:
-            skips.add("a result for a picture that is not evaluated", f"{name}, image_id {item['image_id']}")
-        elif item["category_id"] not in known:
-            skips.add("a result of an unknown category", f"{name}, category_id {item['category_id']}")
-        else:
+        fault, place = fault_of(item, there, kinds), None
+        if not fault and item["image_id"] in entries:
             place, entry = entries[item["image_id"]]
-            if is_box(item["bbox"], (entry["height"], entry["width"]), name, skips):
-                boxes[place].append(item)
+            fault = fault_of_box(item["bbox"], (entry["height"], entry["width"]))
+        if fault:
+            skips.add(fault, f"{path}, result {number}, {item}")
+        elif place is not None:
+            boxes[place].append(item)
     return boxes
 
 
-def is_box(box: Any, size: tuple[int, int], name: str, skips: Skips) -> bool:
-    """Whether x, y, width, height lie at least partly on a picture of `size` (H, W); a note if not."""
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(n, int | float) and math.isfinite(n) for n in box)
-    ):
-        skips.add("a box that is not four finite numbers", f"{name}, {box}")
-        return False
+def fault_of(item: dict[str, Any], pictures: Collection[Any], kinds: Collection[Any]) -> str | None:
+    """What is wrong with a result beside its box; `pictures` and `kinds` are the ids that there are."""
+    if not isinstance(item["image_id"], int | str) or item["image_id"] not in pictures:
+        return "a result for a picture that is not evaluated"
+    if not isinstance(item["category_id"], int | str) or item["category_id"] not in kinds:
+        return "a result of an unknown category"
+    if not is_finite(item["score"]):
+        return "a score that is no finite number"
+    return None
+
+
+def fault_of_box(box: Any, size: tuple[int, int]) -> str | None:
+    """What is wrong with x, y, width, height, which are to lie at least partly on a picture of `size` (H, W)."""
+    if not is_four_numbers(box):
+        return "a box that is not four finite numbers"
     x, y, width, height = box
     if width <= 0 or height <= 0:
-        skips.add("a box without an area", f"{name}, {box}")
-        return False
+        return "a box without an area"
     if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
-        skips.add("a box beside the picture", f"{name}, {box}")
-        return False
-    return True
+        return "a box beside the picture"
+    return None
 
 
 def segment_detections(
