@@ -106,7 +106,7 @@ class EfficientSamMaskedEncoder(EfficientSamPreTrainedModel):
         self, pixel_values: Tensor, visible: Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> EfficientSamMaskedEncoderOutput:
         """Pictures (B, 3, H, W), normalised, and the numbers (B, V) of the patches to see."""
-        patches = self.embeddings(pixel_values).flatten(1, 2)
+        patches = self.embeddings(pixel_values)[0].flatten(1, 2)
         # A grid of one row, as the layers want it.
         hidden_states = patches.take_along_dim(visible[..., None], dim=1)[:, None]
         for layer in self.layers:
@@ -334,7 +334,8 @@ class EfficientSamForPreTraining(EfficientSamPreTrainedModel):
         if model is None:
             vision = self.config.vision_config
             width = {"hidden_size": vision.output_channels}
-            parts = {"prompt_encoder_config": width, "mask_decoder_config": dict(width)}
+            details = {"upscaling_channels": vision.detail_channels} if vision.detail_channels else {}
+            parts = {"prompt_encoder_config": width, "mask_decoder_config": {**width, **details}}
             model = EfficientSamModel(EfficientSamConfig(vision_config=vision.to_dict(), **parts))
         own, other = self.vision_encoder.state_dict(), model.vision_encoder.state_dict()
         wanted = {name: tuple(value.shape) for name, value in own.items()}
