@@ -98,6 +98,8 @@ def test_several_models_in_one_table(room, checkpoint):
         (["points", "--images", "nowhere", "--annotations", "instances.json"], "nothing at nowhere"),
         (["points", "--images", "images", "--annotations", "none.json"], "nothing at none.json"),
         (["points", "--images", "images", "--annotations", "images/0.png"], "no JSON of COCO's"),
+        (["boxes", *COCO, "--device", "gpu"], "--device gpu: no such device here: Expected one of cpu, cuda"),
+        (["points", *COCO, "--masks", "0"], "masks must be 1 or more of a picture, got 0"),
         (["boxes", *COCO, "--refine"], "never learnt mask prompts"),
         (["boxes", *COCO, "--output", "images"], "images is a folder, wanted a file"),
         (["boxes", *COCO, "--model", "other"], "holds a model of type 'vit', wanted efficientsam, sam"),

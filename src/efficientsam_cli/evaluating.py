@@ -186,7 +186,6 @@ def progress_of(rank: int) -> Callable:
 
 def load_all(sources: list[str] | None, device: str | None) -> Any:
     """Predictors with what is to be told of them, loaded one after the other."""
-    import torch
     from transformers.utils import logging
 
     from efficientsam_hf.evaluation.campaign import describe_model
@@ -194,13 +193,29 @@ def load_all(sources: list[str] | None, device: str | None) -> Any:
     from .predictors import load_predictor
 
     logging.disable_progress_bar()
-    place = device or str(torch.accelerator.current_accelerator() or "cpu")
-    if place == "cuda":
-        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    place = place_of(device)
     wanted: list[str | None] = [*sources] if sources else [None]
     for source in wanted:
         predictor = load_predictor(source, place)
         yield predictor, describe_model(predictor, source or "bundled", place.split(":")[0])
+
+
+def place_of(device: str | None) -> str:
+    """The device's name, under torchrun this process's own.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    import torch
+
+    place = device or str(torch.accelerator.current_accelerator() or "cpu")
+    if place == "cuda":
+        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {place}: no such device here: {str(error).splitlines()[0]}") from error
+    return place
 
 
 def tell(campaign: Any) -> None:
