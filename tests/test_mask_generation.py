@@ -237,6 +237,15 @@ def test_the_size_of_batches_changes_nothing(tiny, batch):
     )
 
 
+@pytest.mark.parametrize("bytes_kept", [0, 5 * 4 * 16 * 16])
+def test_masks_drawn_once_more_are_the_kept_ones(tiny, bytes_kept, monkeypatch):
+    photo, options = make_photo(), {"points_per_side": 6, **EVERYTHING}
+    wanted = segment_everything(*tiny, photo, **options)
+    assert len(wanted) > 5
+    monkeypatch.setattr("efficientsam_hf.mask_search.KEPT_BYTES", bytes_kept)
+    same_records(segment_everything(*tiny, photo, **options), wanted)
+
+
 def test_lists_are_singles(tiny):
     photos = [make_photo(120, 90, 0), make_photo(50, 70, 1)]
     options = {"points_per_side": 4, **EVERYTHING, "box_nms_thresh": 0.7}
