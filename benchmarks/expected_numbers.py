@@ -30,10 +30,10 @@ RUNS = {
     "berkeley_points": ["points", *CLICKS],
     "coco_boxes": ["boxes", "--boundary", "--limit", "48"],
     "coco_points": ["points", *CLICKS, "--limit", "24"],
-    "coco_everything": ["everything", "--limit", "1"],
+    "coco_everything": ["everything", "--limit", "2"],
     "lvis_boxes": ["boxes", "--boundary"],
     "lvis_points": ["points", *CLICKS],
-    "lvis_everything": ["everything", "--limit", "3"],
+    "lvis_everything": ["everything", "--limit", "4"],
 }
 NAMES = {"coco": "COCO train2017, a part", "lvis": "LVIS v0.5 val, a part"}
 MARKS = ("<!-- measured by benchmarks/expected_numbers.py -->\n", "<!-- until here -->\n")
@@ -148,8 +148,8 @@ AP is that of masks by true boxes with the predicted IoU for a score; `boundarie
 boundary IoU.
 
 ```console
-$ efficientsam evaluate everything --images COCO/images --annotations instances_train2017_subset.json --limit 1
-$ efficientsam evaluate everything --images LVIS/images --annotations lvis_v0.5_val_subset.json --limit 3
+$ efficientsam evaluate everything --images COCO/images --annotations instances_train2017_subset.json --limit 2
+$ efficientsam evaluate everything --images LVIS/images --annotations lvis_v0.5_val_subset.json --limit 4
 ```
 
 {recalls(found)}
