@@ -35,11 +35,11 @@ check: .venv/dev
 
 docs: .venv/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -j 2 -b html docs docs/_build/html
+	$(BIN)/linkchecker --config docs/linkcheckerrc docs/_build/html/index.html
 	@echo "docs/_build/html/index.html"
 
-# All links of the built pages with their anchors, which takes minutes, and those that lead out, which needs the network.
+# Links that lead out, which needs the network.
 linkcheck: docs
-	$(BIN)/linkchecker --config docs/linkcheckerrc docs/_build/html/index.html
 	$(BIN)/python -m sphinx --quiet -D nb_execution_mode=off -b linkcheck docs docs/_build/linkcheck
 
 clean:
