@@ -34,7 +34,8 @@ from efficientsam_hf.data.epochs import EpochSamples
 from efficientsam_hf.data.instances import CocoInstances, InstanceSample, keep_lists, open_instance_column
 from efficientsam_hf.data.scale_jitter import ScaleJitter, WholePicture
 from efficientsam_hf.data.semantic import read_names
-from efficientsam_hf.evaluation.instance_ap import instance_ap, truth_of
+from efficientsam_hf.evaluation.coco_ap import average_precision, truth_of
+from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.mask_sets import predict_instances
 from efficientsam_hf.training.classification import normalize_pixels
 from efficientsam_hf.training.encoders import backbone_config, find_backbone, windowed
@@ -109,18 +110,17 @@ def build_model(args: Arguments, names: list[str]) -> tuple[torch.nn.Module, Cal
 def evaluate(model: torch.nn.Module, items: Sequence, args: Arguments, accelerator: Accelerator) -> dict[str, float]:
     """COCO's AP of the masks, and of the boxes around them; each process looks at its part of the pictures."""
     plain, whole = accelerator.unwrap_model(model).eval(), WholePicture(args.image_size)
-    rows, looked_at = [], []
+    rows = []
     for index in range(accelerator.process_index, len(items), accelerator.num_processes):
         picture = items[index]
         prepared = whole(picture.image)
         pixels = normalize_pixels(prepared.pop("pixels")[None].to(accelerator.device))
         with accelerator.autocast():
             rows += predict_instances(plain, pixels, picture.number, items.category_ids, **prepared)
-        looked_at.append(picture.number)
-    rows, looked_at = gather_object(rows), gather_object(looked_at)
-    truth = args.test_annotations or truth_of(items, items.names)
-    boxes = instance_ap(truth, rows, looked_at, kind="bbox")
-    return {**instance_ap(truth, rows, looked_at), "AP_box": boxes["AP"]}
+    rows = gather_object(rows)
+    truth = read_dataset(args.test_annotations) if args.test_annotations else truth_of(items, items.names)
+    figures = {**average_precision(truth, rows), "AP_box": average_precision(truth, rows, "bbox")["AP"]}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def main(args: Arguments) -> None:
