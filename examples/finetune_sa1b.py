@@ -50,7 +50,7 @@ from efficientsam_hf.training.optimization import (
 from efficientsam_hf.training.overlays import answer_boxes, draw_answers, find_examples
 from efficientsam_hf.training.progress import BestScore, LossMeter, batches_per_step, log_pictures, steps_of
 from efficientsam_hf.training.recipes import RECIPES, PromptRecipe
-from efficientsam_hf.training.weights import averaged_model, trained_model, twin_for_shards
+from efficientsam_hf.training.weights import averaged_model, keep_shares_whole, trained_model, twin_for_shards
 
 # The mean squared error of a predicted IoU is below 1 unless something has gone wrong; early on it may be a bit more.
 MOST_IOU_ERROR = 10.0
@@ -188,6 +188,7 @@ def main(args: Arguments) -> None:
         # A mask token that answers no prompt, or is never nearest, has a network without a gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    keep_shares_whole(accelerator)
     accelerator.init_trackers("log", {k: v for k, v in asdict(args).items() if isinstance(v, int | float | str)})
     accumulate = batches_per_step(args.total_batch, args.batch_size, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulate
@@ -232,7 +233,8 @@ def main(args: Arguments) -> None:
             # By the batch's number over all processes, so that two draw what one would.
             draw = (first_step * accumulate + number) * processes + accelerator.process_index
             # Called, never task.forward: the call is what synchronises the processes.
-            losses = task(**batch, generator=seeded_generator(args.seed, draw, device=accelerator.device))
+            with accelerator.autocast():
+                losses = task(**batch, generator=seeded_generator(args.seed, draw, device=accelerator.device))
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(task.parameters(), args.max_grad_norm)
