@@ -35,7 +35,7 @@ from efficientsam_hf.data.streaming import ShardStream, StreamPosition
 from efficientsam_hf.efficientnet import start_from_efficientnet
 from efficientsam_hf.evaluation.held_out import score_held_out
 from efficientsam_hf.training.checkpoints import Checkpoints
-from efficientsam_hf.training.extension import extend_prompts
+from efficientsam_hf.training.extension import extend_prompts, with_details
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
 from efficientsam_hf.training.lora import add_lora, merge_lora
 from efficientsam_hf.training.optimization import (
@@ -67,6 +67,9 @@ class Arguments:
     stem: str | None = field(
         default=None, metadata={"help": "EfficientNet-Lite weights (.pth) to start the stem from"}
     )
+    details: bool = field(
+        default=False, metadata={"help": "hand the stem's details to the decoder of a model without"}
+    )
     negative_points: bool = field(default=False, metadata={"help": "add background clicks to a model without them"})
     mask_prompts: bool = field(default=False, metadata={"help": "add mask prompts to a model without them"})
     max_prompt_points: int | None = field(default=None, metadata={"help": "give a model's prompts so many slots"})
@@ -84,6 +87,7 @@ class Arguments:
     color: float = field(default=0.0, metadata={"help": "largest relative change of brightness, contrast, saturation"})
     shapes: float = field(default=0.0, metadata={"help": "chance that masks are random shapes of another picture"})
     objects: float = field(default=0.0, metadata={"help": "chance that masks are objects pasted from other pictures"})
+    copy_paste: float = field(default=0.0, metadata={"help": "chance that such objects join the picture's own"})
     hold_out: int = field(default=0, metadata={"help": "every so many-th pair of a source is not trained on; 0: all"})
     eval_sources: list[str] = field(
         default_factory=list, metadata={"help": "to measure on; default: what is held out"}
@@ -148,13 +152,16 @@ class Arguments:
 
     def augmentation(self) -> Augmentation:
         """Changes of the pictures; the paper has none."""
-        return Augmentation(self.smallest_crop, self.flip, self.color, self.shapes, self.objects, self.smallest_scale)
+        names = ("smallest_crop", "flip", "color", "shapes", "objects", "smallest_scale", "copy_paste")
+        return Augmentation(**{name: getattr(self, name) for name in names})
 
 
 def build(args: Arguments) -> tuple[EfficientSamModel, EfficientSamProcessor]:
     """The model to train and its processor."""
     if args.model is not None:
-        model = EfficientSamModel.from_pretrained(args.model, dtype=torch.float32)
+        config = EfficientSamConfig.from_pretrained(args.model)
+        config = with_details(config) if args.details else config
+        model = EfficientSamModel.from_pretrained(args.model, config=config, dtype=torch.float32)
         processor = EfficientSamProcessor.from_pretrained(args.model)
     else:
         config = EfficientSamConfig(**json.loads(Path(args.config).read_text()))

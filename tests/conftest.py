@@ -76,6 +76,13 @@ def stem_config(**prompt_encoder) -> EfficientSamConfig:
     return EfficientSamConfig(**fields)
 
 
+def detail_config(**prompt_encoder) -> EfficientSamConfig:
+    """As `stem_config`, with the stem's details handed to the decoder."""
+    fields = stem_config(**prompt_encoder).to_dict()
+    fields["vision_config"]["detail_channels"] = [8, 4]
+    return EfficientSamConfig(**fields)
+
+
 def make_model(config: EfficientSamConfig, seed: int = 0) -> EfficientSamModel:
     """A model with weights large enough that every part shows in the output."""
     torch.manual_seed(seed)

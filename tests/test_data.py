@@ -411,6 +411,43 @@ def test_a_huge_object_is_made_to_fit():
     assert masks.any()
 
 
+def test_pasted_objects_hide_what_they_cover_of_the_pictures_own():
+    noise = np.random.default_rng(0)
+    image = noise.integers(0, 60, (60, 90, 3), dtype=np.uint8)
+    own = np.stack([np.ones((60, 90), bool), np.arange(90)[None] < np.full((60, 1), 45)])
+    cutouts = [(noise.integers(180, 255, (40, 20, 3), dtype=np.uint8), np.ones((40, 20), bool)) for _ in range(2)]
+    for seed in range(20):
+        alone, pasted = paste_objects(image, cutouts, np.random.default_rng(seed))
+        before = own.copy()
+        together, masks = paste_objects(image, cutouts, np.random.default_rng(seed), own)
+        assert np.array_equal(together, alone), "the picture's own masks change no pixel"
+        assert np.array_equal(masks[2:], pasted)
+        assert np.array_equal(masks[:2], own & ~pasted.any(0))
+        assert np.array_equal(own, before), "what is given stays as it is"
+
+
+def test_copy_paste_asks_for_own_and_for_pasted_objects(shard: Path, processor: EfficientSamImageProcessor):
+    pairs = [find_pairs(shard)]
+    samples = Sa1bSamples(pairs, processor, 4, 4, augmentation=Augmentation(copy_paste=1.0))
+    for seed in range(8):
+        image, masks = samples.draw_scene(np.random.default_rng(seed))
+        drawing = np.random.default_rng(seed)
+        pair = samples.draw_pair(drawing)
+        drawing.random()
+        own = samples.draw_masks(pair, image.shape[:2], 2, drawing)
+        assert len(own) == 2
+        assert len(masks) == 4
+        assert not (masks[:2] & ~own).any(), "what is seen of an object is part of it"
+        assert masks[2:].any((1, 2)).any()
+        assert not (masks[:2].any(0) & masks[2:].any(0)).any()
+    assert torch.equal(samples[1]["labels"], samples[1]["labels"])
+
+
+def test_chances_of_pasting_are_of_one_draw():
+    with pytest.raises(ValueError, match=r"1 at most together; got 1\.2"):
+        Augmentation(shapes=0.2, objects=0.5, copy_paste=0.5)
+
+
 def test_without_cutouts_nothing_changes():
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     pasted, masks = paste_objects(image, [], np.random.default_rng(0))
@@ -438,7 +475,7 @@ def test_pictures_without_fitting_masks_give_no_cutout(shard: Path, processor: E
     assert (samples[0]["labels"] == -1).all()
 
 
-@pytest.mark.parametrize("kind", ["shapes", "objects"])
+@pytest.mark.parametrize("kind", ["shapes", "objects", "copy_paste"])
 def test_pasting_replaces_drawn_masks(kind: str, shard: Path, processor: EfficientSamImageProcessor):
     pairs = [find_pairs(shard)]
     pasted = Sa1bSamples(pairs, processor, 4, 2, augmentation=Augmentation(**{kind: 1.0}))

@@ -14,7 +14,7 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import REPOSITORY, tiny_config
+from conftest import REPOSITORY, stem_config, tiny_config
 from PIL import Image
 from safetensors.torch import load_file
 from synthetic import make_folder, make_scene, make_tar, scene_files
@@ -394,6 +394,19 @@ def test_a_stem_starts_from_weights_and_learns_at_its_own_rate(inputs, run, tmp_
     for name, value in stem.state_dict().items():
         same = torch.equal(value, trained.patch_embedding.state_dict()[name])
         assert same == (not name.startswith("projection."))
+
+
+def test_a_model_with_a_stem_learns_to_hand_on_details(inputs, run, tmp_path: Path):
+    start = EfficientSamModel(stem_config())
+    start.save_pretrained(tmp_path / "start")
+    EfficientSamProcessor.from_model_config(start.config).save_pretrained(tmp_path / "start")
+    given = ["--model", str(tmp_path / "start"), *options(inputs, tmp_path / "run", "--max_steps", "1")[2:]]
+    run(*given, "--details", "--copy_paste", "1")
+    details = EfficientSamModel.from_pretrained(
+        tmp_path / "run" / "model"
+    ).vision_encoder.embeddings.patch_embedding.details
+    assert details.coarse.weight.any()
+    assert details.fine.weight.any()
 
 
 def test_a_finished_run_has_nothing_left_to_do(inputs, run, tmp_path: Path):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_model, stem_config, tiny_config
+from conftest import detail_config, make_model, stem_config, tiny_config
 from torch.testing import assert_close
 
 from efficientsam_hf import EfficientSamModel, EfficientSamVisionModel
@@ -12,7 +12,7 @@ BOXES = torch.tensor(
 )
 
 
-@pytest.fixture(params=[tiny_config, stem_config], ids=["patches", "stem"])
+@pytest.fixture(params=[tiny_config, stem_config, detail_config], ids=["patches", "stem", "details"])
 def model(request: pytest.FixtureRequest) -> EfficientSamModel:
     return make_model(request.param())
 
@@ -26,7 +26,7 @@ def test_shapes(model, pixels):
     outputs = model(pixels, input_points=POINTS)
     assert outputs.pred_masks.shape == (2, 2, 3, 16, 16)
     assert outputs.iou_scores.shape == (2, 2, 3)
-    assert outputs.image_embeddings.shape == (2, 16, 4, 4)
+    assert outputs.image_embeddings.shape == (2, model.config.vision_config.embedding_channels, 4, 4)
     assert outputs.loss is None
 
 
@@ -246,7 +246,7 @@ def test_other_picture_sizes_by_interpolated_positions(model, side):
 
 def test_oblong_pictures(model):
     outputs = model(torch.randn(1, 3, 32, 96), input_points=POINTS[:1])
-    assert outputs.image_embeddings.shape == (1, 16, 2, 6)
+    assert outputs.image_embeddings.shape == (1, model.config.vision_config.embedding_channels, 2, 6)
     assert outputs.pred_masks.shape == (1, 2, 3, 8, 24)
 
 

@@ -318,9 +318,10 @@ def test_a_picture_above_the_limit_is_skipped(tmp_path: Path, processor, monkeyp
         PairReader(processor).read(pair, np.random.default_rng(0))
 
 
-def test_pasting_is_refused(processor):
+@pytest.mark.parametrize("kind", ["shapes", "objects", "copy_paste"])
+def test_pasting_is_refused(kind, processor):
     with pytest.raises(ValueError, match="a stream has no second picture to paste from"):
-        PairReader(processor, augmentation=Augmentation(objects=0.5))
+        PairReader(processor, augmentation=Augmentation(**{kind: 0.5}))
 
 
 # --------------------------------------------------------------------------------------------------------------------

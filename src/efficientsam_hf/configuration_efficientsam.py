@@ -24,6 +24,8 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             repeats, dilation. Before them is a 3 x 3 convolution of stride 2 with `stem_channels`.
         stem_channels: Channels of the stem's first convolution.
         stem_act: Activation of the stem.
+        detail_channels: Channels of the stem's features at strides 8 and 4 that are handed on to the mask decoder;
+            its `upscaling_channels`. The released weights have none.
         window_size: Side in patches of the attention windows; 0 means that every layer sees the whole picture.
         global_attention_layers: Layers that see the whole picture although `window_size` is set.
         drop_path_rate: Chance in training that the last layer is skipped for a picture; it grows evenly from 0.
@@ -48,6 +50,7 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     stem_stages: list[list[int]] | tuple[tuple[int, ...], ...] = ()
     stem_channels: int = 32
     stem_act: str = "relu6"
+    detail_channels: list[int] | tuple[int, ...] = ()
     window_size: int = 0
     global_attention_layers: list[int] | tuple[int, ...] = ()
     hidden_act: str = "gelu"
@@ -74,6 +77,14 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         if out_features is not None or out_indices is not None:
             self.set_output_features_output_indices(out_features, out_indices)
+        strides = {
+            2 * math.prod(row[1] for row in self.stem_stages[: end + 1]) for end in range(len(self.stem_stages))
+        }
+        if self.detail_channels and not (strides >= {8, 4} and len(self.detail_channels) == 2):
+            raise ValueError(
+                "detail_channels are two, of a stem's features at strides 8 and 4; "
+                f"got {list(self.detail_channels)} for a stem of strides {sorted(strides)}"
+            )
         super().__post_init__(**kwargs)
 
     @property
@@ -86,6 +97,12 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     def mlp_dim(self) -> int:
         """Width of the hidden layer of the layers' MLPs."""
         return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def embedding_channels(self) -> int:
+        """Channels of the image embeddings: the neck's, then those of the details, 4 and 16 to a cell."""
+        coarse, fine = self.detail_channels or (0, 0)
+        return self.output_channels + 4 * coarse + 16 * fine
 
     @property
     def position_grid_size(self) -> int:
@@ -218,6 +235,12 @@ class EfficientSamConfig(PreTrainedConfig):
             raise ValueError(
                 "vision_config.output_channels, prompt_encoder_config.hidden_size and mask_decoder_config.hidden_size "
                 f"must be equal, got {widths}"
+            )
+        details, wanted = self.vision_config.detail_channels, self.mask_decoder_config.upscaling_channels
+        if details and list(details) != list(wanted):
+            raise ValueError(
+                "vision_config.detail_channels must be mask_decoder_config.upscaling_channels "
+                f"{list(wanted)}, got {list(details)}"
             )
         super().__post_init__(**kwargs)
 

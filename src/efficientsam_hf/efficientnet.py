@@ -65,7 +65,7 @@ def stem_state_dict(state_dict: Mapping[str, Tensor], blocks: int) -> dict[str, 
 
 
 def start_from_efficientnet(stem: EfficientSamConvolutionalStem, path: str | Path) -> None:
-    """Give the stem an EfficientNet-Lite's weights; its projection to the transformer's width stays as it is.
+    """Give the stem an EfficientNet-Lite's weights; its projection to the transformer's width and its details stay.
 
     At the picture's edge the first convolution sees the padding as the pictures' mean, and EfficientNet as mid-grey.
 
@@ -82,7 +82,7 @@ def start_from_efficientnet(stem: EfficientSamConvolutionalStem, path: str | Pat
     except Exception as error:  # torch's careful unpickler meets foreign bytes with errors of any kind
         reason = str(error).strip().split("\n")[-1].strip()
         raise ValueError(f"{path} does not hold an EfficientNet-Lite of the stem's size: {reason}") from error
-    missing = [name for name in missing if not name.startswith("projection.")]
+    missing = [name for name in missing if not name.startswith(("projection.", "details."))]
     if missing or foreign:
         raise ValueError(f"{path} does not fit the stem: {len(missing)} tensors missing, such as {missing[:1]}")
 

@@ -45,7 +45,7 @@ class EfficientSamVisionOutput(ModelOutput):
     """What the image encoder gives.
 
     Args:
-        last_hidden_state: Image embeddings after the neck, (B, output_channels, h, w).
+        last_hidden_state: Image embeddings after the neck, (B, embedding_channels, h, w).
         hidden_states: Input of the first layer and output of each, (B, h, w, hidden_size), if asked for.
         attentions: Attention weights of each layer, if asked for; only the eager implementation has them.
     """
@@ -112,6 +112,9 @@ class EfficientSamPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, EfficientSamSilentConv2d):
+            init.zeros_(module.weight)
+            return
         super()._init_weights(module)
         if isinstance(module, EfficientSamPositionalEmbedding):
             init.normal_(module.gaussian_matrix, std=module.scale)
@@ -291,6 +294,29 @@ class EfficientSamInvertedResidual(nn.Module):
         return output + hidden_states if self.has_residual else output
 
 
+class EfficientSamSilentConv2d(nn.Conv2d):
+    """A convolution that gives nothing until it is trained, so that a model which gains it answers as before."""
+
+
+class EfficientSamStemDetails(nn.Module):
+    """Features at strides 8 and 4 for the mask decoder, as SAM 2 has them (Ravi et al., 2024).
+
+    They lie in the embeddings as further channels of each cell, so that one tensor still says all of a picture.
+    """
+
+    def __init__(self, inputs: tuple[int, int], config: EfficientSamVisionConfig):
+        super().__init__()
+        self.coarse = EfficientSamSilentConv2d(inputs[0], config.detail_channels[0], kernel_size=1, bias=False)
+        self.fine = EfficientSamSilentConv2d(inputs[1], config.detail_channels[1], kernel_size=1, bias=False)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """(B, C1, 2h, 2w), (B, C2, 4h, 4w) -> (B, channels, h, w), 4 coarse and 16 fine a cell."""
+        coarse = self.coarse(coarse).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        fine = self.fine(fine).unflatten(3, (-1, 2, 2)).unflatten(2, (-1, 2, 2))
+        coarse, fine = coarse.permute(0, 3, 5, 1, 2, 4), fine.permute(0, 3, 6, 4, 7, 1, 2, 5)
+        return torch.cat([coarse.flatten(1, 3), fine.flatten(1, 5)], dim=1)
+
+
 class EfficientSamConvolutionalStem(nn.Module):
     """Convolutions in place of the patch embedding, as in the hybrid ViT (Dosovitskiy et al., 2021, section 3.1).
 
@@ -302,24 +328,36 @@ class EfficientSamConvolutionalStem(nn.Module):
         channels = config.stem_channels
         self.conv = EfficientSamSameConv2d(config.num_channels, channels, kernel_size=3, stride=2)
         self.blocks = nn.ModuleList()
+        # Stride -> number and channels of the last block there.
+        self.last_blocks: dict[int, tuple[int, int]] = {}
+        stride = 2
         for row in config.stem_stages:
+            stride *= row[1]
             for repeat in range(row[4]):
                 self.blocks.append(EfficientSamInvertedResidual(channels, row, repeat == 0, config.stem_act))
                 channels = row[3]
+            self.last_blocks[stride] = (len(self.blocks) - 1, channels)
         self.projection = nn.Conv2d(channels, config.hidden_size, kernel_size=1)
         self.activation = ACT2FN[config.stem_act]
+        if config.detail_channels:
+            self.details = EfficientSamStemDetails((self.last_blocks[8][1], self.last_blocks[4][1]), config)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, hidden_size, H / patch, W / patch)."""
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, H, W) -> (B, hidden_size, H / patch, W / patch), and the details of as many cells, if any."""
         # Channels last in memory: on a CPU the depthwise filters take half the time.
         hidden_states = self.activation(self.conv(pixel_values.contiguous(memory_format=torch.channels_last)))
+        outputs = []
         for block in self.blocks:
             hidden_states = block(hidden_states)
-        return self.projection(hidden_states)
+            outputs.append(hidden_states)
+        details = None
+        if hasattr(self, "details"):
+            details = self.details(*(outputs[self.last_blocks[stride][0]] for stride in (8, 4)))
+        return self.projection(hidden_states), details
 
 
 class EfficientSamVisionEmbeddings(nn.Module):
-    """Patches, or a convolutional stem's features, and their positions: (B, 3, H, W) -> (B, h, w, C)."""
+    """Patches, or a convolutional stem's features, and their positions; with a stem perhaps details, too."""
 
     def __init__(self, config: EfficientSamVisionConfig):
         super().__init__()
@@ -333,17 +371,20 @@ class EfficientSamVisionEmbeddings(nn.Module):
         # The first row is a class token's from pretraining, which the encoder does not use.
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, config.hidden_size))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, H, W) -> (B, h, w, C), and details (B, channels, h, w) or None."""
         sides = pixel_values.shape[2:]
         if len(sides) != 2 or any(side < self.patch_size or side % self.patch_size for side in sides):
             raise ValueError(
                 f"pixel_values must be (B, 3, H, W) with H and W multiples of {self.patch_size}, "
                 f"got {tuple(pixel_values.shape)}"
             )
-        patches = self.patch_embedding(pixel_values.to(self.position_embedding.dtype))
+        patches, details = self.patch_embedding(pixel_values.to(self.position_embedding.dtype)), None
+        if isinstance(patches, tuple):
+            patches, details = patches
         # Channels last in memory, too: every layer norm and residual after this would otherwise copy.
         patches = patches.permute(0, 2, 3, 1).contiguous()
-        return patches + self.positions(*patches.shape[1:3]).to(patches.dtype)
+        return patches + self.positions(*patches.shape[1:3]).to(patches.dtype), details
 
     def positions(self, height: int, width: int) -> Tensor:
         """The position table brought to a height x width grid by bicubic interpolation, (1, height, width, C)."""
@@ -440,7 +481,7 @@ class EfficientSamVisionNeck(nn.Module):
 
 
 class EfficientSamVisionEncoder(EfficientSamPreTrainedModel):
-    """Plain ViT and neck: (B, 3, H, W) -> (B, output_channels, H / patch, W / patch)."""
+    """Plain ViT and neck: (B, 3, H, W) -> (B, embedding_channels, H / patch, W / patch)."""
 
     config: EfficientSamVisionConfig
     _can_record_outputs = {"hidden_states": EfficientSamVisionLayer, "attentions": EfficientSamAttention}
@@ -460,10 +501,12 @@ class EfficientSamVisionEncoder(EfficientSamPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> EfficientSamVisionOutput:
-        hidden_states = self.embeddings(pixel_values)
+        hidden_states, details = self.embeddings(pixel_values)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return EfficientSamVisionOutput(last_hidden_state=self.neck(hidden_states))
+        embeddings = self.neck(hidden_states)
+        embeddings = embeddings if details is None else torch.cat([embeddings, details], dim=1)
+        return EfficientSamVisionOutput(last_hidden_state=embeddings)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -580,7 +623,7 @@ class EfficientSamImageTerms:
     Args:
         common: (B, S, N).
         bases: For each time that the image looked at the tokens, (heads, d + 1, N).
-        shift: (N,).
+        shift: (N,), or each cell's own, (B, 1, S, N).
     """
 
     common: Tensor
@@ -941,13 +984,15 @@ class EfficientSamPreparedImage:
 
     Args:
         transformer: For each block and the last look.
-        upscaling: The last terms after the first of the upscaling convolutions.
+        upscaling: The last terms after the first of the upscaling convolutions, the coarse details in their shift.
         size: h, w.
+        fine: The fine details, (B, h * w, 4, 4 * channels), or None.
     """
 
     transformer: list
     upscaling: EfficientSamImageTerms
     size: tuple[int, int]
+    fine: Tensor | None = None
 
 
 class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
@@ -994,7 +1039,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         """Decode each prompt by itself.
 
         Args:
-            image_embeddings: (B, C, h, w).
+            image_embeddings: (B, C, h, w); further channels are details, as the vision encoder gives them.
             image_positions: (h * w, C).
             prompts: (B, Q, P, C).
             dense: What mask prompts add to the image, (B, Q, h * w, C) or (1, C), or None.
@@ -1019,13 +1064,22 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
     def prepare(
         self, image_embeddings: Tensor, image_positions: Tensor, dense: Tensor | None
     ) -> EfficientSamPreparedImage:
-        """What all prompts share: image (B, C, h, w), its positions (h * w, C), what is added to it or None."""
-        image = image_embeddings.flatten(2).transpose(1, 2).contiguous()
+        """What all prompts share: image (B, C, h, w), its positions (h * w, C), what is added to it or None.
+
+        Details are added to what the upscaling convolutions give, as in SAM 2; so they are biases of each cell.
+        """
+        width1, width2 = self.config.upscaling_channels
+        cells = image_embeddings.flatten(2).transpose(1, 2)
+        image, details = cells[..., : self.config.hidden_size].contiguous(), cells[..., self.config.hidden_size :]
         image = image if dense is None else image + dense
         prepared, terms = self.transformer.prepare(image, image_positions)
-        upscaling = terms.through(spreading_matrix(self.upscale_conv1))
+        upscaling, fine = terms.through(spreading_matrix(self.upscale_conv1)), None
         upscaling.shift = upscaling.shift + self.upscale_conv1.bias.repeat(4)
-        return EfficientSamPreparedImage(prepared, upscaling, tuple(image_embeddings.shape[-2:]))
+        if details.shape[2]:
+            coarse, fine = details.split([4 * width1, 16 * width2], dim=2)
+            upscaling.shift = upscaling.shift + coarse[:, None]
+            fine = fine.unflatten(2, (4, -1)).contiguous()
+        return EfficientSamPreparedImage(prepared, upscaling, tuple(image_embeddings.shape[-2:]), fine)
 
     def look(
         self, prepared: EfficientSamPreparedImage, prompts: Tensor, last_stands_for: int | Tensor
@@ -1064,20 +1118,33 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         variance = lengths.square().sum(1, keepdim=True) / cells[0].numel()
         factor = (variance + self.upscale_norm.eps).rsqrt().to(cells.dtype)
         gain, shift = self.upscale_norm.weight.repeat(4) * factor, self.upscale_norm.bias.repeat(4)
+        fine = prepared.fine
+        if fine is not None:
+            fine = fine[:, None].expand(-1, tokens.shape[1], -1, -1, -1).flatten(0, 1)
         if cells.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            masks = self.draw_cells(cells, gain, shift, weights)
+            masks = self.draw_cells(cells, gain, shift, weights, fine)
         else:
             # Some cells at a time, so that what is large stays in the cache and in memory that is used again.
-            parts = [self.draw_cells(part, gain, shift, weights) for part in cells.split(DRAWN_CELLS, dim=1)]
+            parts = cells.split(DRAWN_CELLS, dim=1)
+            details = [None] * len(parts) if fine is None else fine.split(DRAWN_CELLS, dim=1)
+            parts = [
+                self.draw_cells(part, gain, shift, weights, own) for part, own in zip(parts, details, strict=True)
+            ]
             masks = torch.cat(parts, dim=2)
         # Cells, then halves of cells, then quarters, by row and column each: brought into rows and columns of pixels.
         masks = masks.unflatten(2, (height, width)).unflatten(-1, (2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
         return masks.reshape(*tokens.shape[:2], masks.shape[1], 4 * height, 4 * width)
 
-    def draw_cells(self, cells: Tensor, gain: Tensor, shift: Tensor, weights: Tensor) -> Tensor:
-        """Cells (N, S, 4 * channels) to be normed and enlarged, filters (N, M, channels) -> logits (N, M, S, 16)."""
+    def draw_cells(
+        self, cells: Tensor, gain: Tensor, shift: Tensor, weights: Tensor, fine: Tensor | None = None
+    ) -> Tensor:
+        """Cells (N, S, 4 * channels) to be normed and enlarged, filters (N, M, channels) -> logits (N, M, S, 16).
+
+        `fine` (N, S, 4, 4 * channels) are the fine details, if any.
+        """
         halves = self.activation(torch.addcmul(shift, cells, gain)).unflatten(-1, (4, -1))
         quarters = F.linear(halves, spreading_matrix(self.upscale_conv2), self.upscale_conv2.bias.repeat(4))
+        quarters = quarters if fine is None else quarters.add_(fine)
         quarters = self.activation(quarters).unflatten(-1, (4, -1)).flatten(1, 3)
         return (weights @ quarters.transpose(1, 2)).unflatten(-1, (-1, 16))
 

@@ -91,7 +91,7 @@ class EfficientSamTrunk(EfficientSamPreTrainedModel):
         self, pixel_values: Tensor, class_token: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> EfficientSamTrunkOutput:
         """Pictures (B, 3, H, W), H and W multiples of the patch size, and perhaps a token (1, 1, C) that joins in."""
-        hidden_states = self.embeddings(pixel_values)
+        hidden_states = self.embeddings(pixel_values)[0]
         if class_token is not None:
             patches = hidden_states.flatten(1, 2)
             # The first row of the position table is the token's.

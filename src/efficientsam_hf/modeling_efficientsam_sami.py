@@ -106,7 +106,7 @@ class EfficientSamMaskedEncoder(EfficientSamPreTrainedModel):
         self, pixel_values: Tensor, visible: Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> EfficientSamMaskedEncoderOutput:
         """Pictures (B, 3, H, W), normalised, and the numbers (B, V) of the patches to see."""
-        patches = self.embeddings(pixel_values).flatten(1, 2)
+        patches = self.embeddings(pixel_values)[0].flatten(1, 2)
         # A grid of one row, as the layers want it.
         hidden_states = patches.take_along_dim(visible[..., None], dim=1)[:, None]
         for layer in self.layers:

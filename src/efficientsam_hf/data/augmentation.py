@@ -20,6 +20,8 @@ class Augmentation:
         color: Largest relative change of brightness, contrast and saturation.
         shapes: Chance that a sample's masks are random shapes pasted into its picture: see `paste_shapes`.
         objects: Chance that they are objects pasted from other pictures: see `paste_objects`.
+        copy_paste: Chance that objects of other pictures are pasted beside and over the picture's own, and both are
+            asked for, half of each where there are enough.
     """
 
     smallest_crop: float = 1.0
@@ -28,8 +30,13 @@ class Augmentation:
     shapes: float = 0.0
     objects: float = 0.0
     smallest_scale: float = 1.0
+    copy_paste: float = 0.0
 
     def __post_init__(self) -> None:
+        if (pasted := self.shapes + self.objects + self.copy_paste) > 1:
+            raise ValueError(
+                f"shapes, objects and copy_paste are chances of one draw, 1 at most together; got {pasted:g}"
+            )
         if not 0.25 <= self.smallest_scale <= 1:
             raise ValueError(f"smallest_scale must be 0.25 to 1, got {self.smallest_scale}")
 
@@ -102,7 +109,10 @@ def paste_shapes(
 
 
 def paste_objects(
-    image: np.ndarray, cutouts: list[tuple[np.ndarray, np.ndarray]], generator: np.random.Generator
+    image: np.ndarray,
+    cutouts: list[tuple[np.ndarray, np.ndarray]],
+    generator: np.random.Generator,
+    own: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put objects of other pictures somewhere into a picture, in any size, with soft edges (Ghiasi et al., 2021).
 
@@ -112,13 +122,16 @@ def paste_objects(
         image: (H, W, 3), uint8.
         cutouts: Parts of pictures (h, w, 3) uint8, each with the mask (h, w) bool of the object in it.
         generator: Source of the random choices.
+        own: Masks (K, H, W) bool of what is in the picture already; None for none that matter.
 
     Returns:
-        The picture (H, W, 3) uint8 and the visible parts of the objects (objects, H, W) bool.
+        The picture (H, W, 3) uint8 and the visible parts of its own objects and then of the pasted ones
+        (K + objects, H, W) bool; what is hidden altogether has an empty mask.
     """
     height, width = image.shape[:2]
-    image, masks = image.copy(), np.zeros((len(cutouts), height, width), dtype=bool)
-    for number, (part, mask) in enumerate(cutouts):
+    pasted = np.zeros((len(cutouts), height, width), dtype=bool)
+    image, masks = image.copy(), pasted if own is None else np.concatenate([own, pasted])
+    for number, (part, mask) in enumerate(cutouts, start=len(masks) - len(cutouts)):
         # Small sizes as often as large ones, by their ratio; never larger than the picture.
         scale = np.exp(generator.uniform(np.log(0.15), np.log(0.9))) * min(height, width) / max(mask.shape)
         size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))

@@ -39,8 +39,10 @@ class PairReader:
     largest_share: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.augmentation.shapes or self.augmentation.objects:
-            raise ValueError("a stream has no second picture to paste from: found shapes or objects above 0, wanted 0")
+        if self.augmentation.shapes or self.augmentation.objects or self.augmentation.copy_paste:
+            raise ValueError(
+                "a stream has no second picture to paste from: found shapes, objects or copy_paste above 0, wanted 0"
+            )
 
     def read(self, pair: LabelledPicture, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """A sample: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1.

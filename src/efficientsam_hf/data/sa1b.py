@@ -217,10 +217,18 @@ class Sa1bSamples(Dataset):
         if kind < self.augmentation.shapes:
             other = np.asarray(self.draw_pair(generator).read_image())
             return paste_shapes(image, other, self.masks_per_image, generator)
-        if kind < self.augmentation.shapes + self.augmentation.objects:
-            cutouts = [cutout for _ in range(self.masks_per_image) for cutout in self.draw_cutout(generator)]
-            return paste_objects(image, cutouts, generator)
+        kind -= self.augmentation.shapes
+        if kind < self.augmentation.objects:
+            return paste_objects(image, self.draw_cutouts(self.masks_per_image, generator), generator)
+        if kind < self.augmentation.objects + self.augmentation.copy_paste:
+            own = self.draw_masks(pair, image.shape[:2], self.masks_per_image // 2, generator)
+            cutouts = self.draw_cutouts(self.masks_per_image - len(own), generator)
+            return paste_objects(image, cutouts, generator, own)
         return image, self.draw_masks(pair, image.shape[:2], self.masks_per_image, generator)
+
+    def draw_cutouts(self, count: int, generator: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Up to `count` objects, each of a picture of its own; fewer where pictures have no fitting mask."""
+        return [cutout for _ in range(count) for cutout in self.draw_cutout(generator)]
 
     def draw_cutout(self, generator: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         """A random object: the part of its picture inside its box and its mask there; none if no mask fits."""

@@ -83,7 +83,7 @@ def trace(model: EfficientSamModel) -> dict[str, Graph]:
     outputs = ("iou_scores", "pred_masks")
     # No size is 1, nor the same as another: what a trace finds to be so it takes to be always so.
     decoder = {
-        "image_embeddings": (torch.zeros(2, vision.output_channels, cells, cells), {0: batch}),
+        "image_embeddings": (torch.zeros(2, vision.embedding_channels, cells, cells), {0: batch}),
         "input_points": (torch.full((2, 3, 4, 2), side / 2), {0: batch, 1: queries, 2: slots}),
         "input_labels": (torch.ones(2, 3, 4, dtype=torch.int64), {0: batch, 1: queries, 2: slots}),
     }

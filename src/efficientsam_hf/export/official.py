@@ -137,7 +137,7 @@ def trace_official(model: EfficientSamModel, processor: EfficientSamProcessor) -
     points = Dim("points", min=1, max=MOST_PROMPTS)
     encoder = {"batched_images": (torch.zeros(2, 3, 37, 53), {0: batch, 2: height, 3: width})}
     decoder = {
-        "image_embeddings": (torch.zeros(2, vision.output_channels, cells, cells), {0: batch}),
+        "image_embeddings": (torch.zeros(2, vision.embedding_channels, cells, cells), {0: batch}),
         "batched_point_coords": (torch.zeros(2, 3, 4, 2), {0: batch, 1: queries, 2: points}),
         "batched_point_labels": (torch.ones(2, 3, 4), {0: batch, 1: queries, 2: points}),
         "orig_im_size": (torch.tensor([37, 53]), {}),

@@ -1,11 +1,25 @@
-"""New kinds of prompts for trained weights, which answer the old ones as before until they are trained."""
+"""New inputs for trained weights, which answer the old ones as before until they are trained."""
 
 from copy import deepcopy
 from typing import Any
 
 import torch
 
+from ..configuration_efficientsam import EfficientSamConfig
 from ..modeling_efficientsam import EfficientSamModel, EfficientSamPromptEncoder
+
+
+def with_details(config: EfficientSamConfig) -> EfficientSamConfig:
+    """The config of a model whose stem also hands its details to the decoder.
+
+    Weights of the given config load into such a model and give the same masks: what is missing begins as nothing.
+
+    Raises:
+        ValueError: if the model has no stem with features at strides 8 and 4.
+    """
+    fields = config.to_dict()
+    fields["vision_config"]["detail_channels"] = list(config.mask_decoder_config.upscaling_channels)
+    return EfficientSamConfig.from_dict(fields)
 
 
 def extend_prompts(
