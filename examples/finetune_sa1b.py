@@ -30,6 +30,7 @@ from efficientsam_hf.data.augmentation import Augmentation
 from efficientsam_hf.data.pair_reading import PairReader
 from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
 from efficientsam_hf.data.shards import find_shards, is_streamed
+from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures, split_pictures
 from efficientsam_hf.data.streaming import ShardStream, StreamPosition
 from efficientsam_hf.efficientnet import start_from_efficientnet
@@ -213,14 +214,14 @@ def main(args: Arguments) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(task, args.weight_decay, shares), lr=args.learning_rate)
     task, optimizer = accelerator.prepare(task, optimizer)
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
-    position, best = None, BestScore(args.patience)
+    position, best = SkippedPictures(), BestScore(args.patience)
     if not sources:
         position = StreamPosition(args.lanes or accelerator.num_processes * max(args.workers, 1))
-        accelerator.register_for_checkpointing(position)
-    accelerator.register_for_checkpointing(best)
+    accelerator.register_for_checkpointing(position, best)
     step = checkpoints.resume()
-    if position is None:
+    if sources:
         loader = accelerator.prepare(numbered_batches(args, sources, processor, step, max_steps))
+        loader = map(position.advance, loader)
     else:
         loader = streamed_batches(args, processor, step, accelerator, position)
     schedule = {"linear": warmup_linear, "cosine": warmup_cosine}[args.schedule]
@@ -276,8 +277,8 @@ def main(args: Arguments) -> None:
 
     checkpoints.save(step)
     # Saving has gathered what all processes skipped.
-    if position is not None and position.skipped:
-        accelerator.print(f"{len(position.skipped)} skipped, such as: {'; '.join(sorted(position.skipped)[:3])}")
+    if position.skipped:
+        accelerator.print(position)
     model = trained_model(accelerator, task, ema, twin)
     # The wrapper goes before the process group: the other way round the last of gloo's threads may wait for Python
     # while Python waits for it.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from efficientsam_hf.data.augmentation import Augmentation, draw_crop, jitter_colors, paste_objects, paste_shapes
 from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
+from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
 from efficientsam_hf.masks_efficientsam import decode_rle
 
@@ -244,6 +246,30 @@ def test_a_sample_depends_on_seed_and_number_alone(shard: Path, processor):
     assert [digest(later[n]) for n in range(4)] == wanted[5:]
     other = Sa1bSamples([pairs], processor, length=9, augmentation=WILD, seed=5)
     assert not {digest(other[n]) for n in range(9)} & set(wanted)
+
+
+def test_what_cannot_be_used_is_skipped_by_name(tmp_path: Path, processor):
+    """Another picture stands in for it, the same again each time; samples that never met it stay as they were."""
+    files = {**scene_files(4), "sa_1.jpg": b"no picture", "sa_2.json": b"[]"}
+    whole, spoilt = (
+        Sa1bSamples([find_pairs(make_folder(tmp_path / name, given))], processor, length=20, augmentation=WILD)
+        for name, given in (("whole", scene_files(4)), ("spoilt", files))
+    )
+    drawn, position = [spoilt[number] for number in range(20)], SkippedPictures()
+    assert [digest(sample) for sample in drawn] == [digest(spoilt[number]) for number in range(20)]
+    for number, sample in enumerate(drawn):
+        assert (digest(sample) == digest(whole[number])) == (not sample["skipped"])
+        assert sample["labels"].amax() == 1
+        left = position.advance({name: [value] for name, value in sample.items()})
+        assert left.keys() == {"pixel_values", "labels"}
+    first, second = sorted(position.skipped)  # each once, however often it was met
+    assert re.match(r"sa_1 in .*sa_1\.jpg is no readable picture", first)
+    assert re.match(r"sa_2 in .*sa_2\.json has no readable annotations: list indices", second)
+    assert str(position) == f"2 skipped, such as: {first}; {second}"
+    resumed = SkippedPictures()
+    assert str(resumed) == ""
+    resumed.load_state_dict(position.state_dict())
+    assert resumed.skipped == position.skipped
 
 
 @pytest.mark.parametrize(("first", "wanted"), [(0, 9), (5, 4), (9, 0), (12, 0)])

@@ -341,6 +341,20 @@ def test_a_stream_stops_and_goes_on_bit_for_bit(inputs, run, tmp_path: Path):
         run(*options(given, tmp_path / "parts", "--max_steps", "4"))
 
 
+def test_a_numbered_picture_that_cannot_be_read_is_skipped_and_named(inputs, run, run_custom, tmp_path: Path):
+    """Also after the run has gone on, and where it is one of those to measure on."""
+    files = {**scene_files(7), "sa_0.jpg": b"", "sa_5.jpg": b"", "sa_6.json": b""}
+    folder = str(make_folder(tmp_path / "set", files))
+    given = options(with_sources(inputs, folder), tmp_path / "run", "--hold_out", "4", "--eval_every", "2")
+    assert "2 skipped, such as: sa_5 in" in run(*given, "--max_steps", "4")
+    printed = run(*given, "--max_steps", "5")
+    assert "2 skipped, such as: sa_5 in" in printed
+    assert len(measured_in(printed)) == 1
+    start = str(tmp_path / "run" / "model")
+    given = ["--source", folder, "--model", start, "--output_dir", str(tmp_path / "custom"), "--max_steps", "4"]
+    assert "2 skipped, such as: sa_5 in" in run_custom(*given, "--eval_every", "4")
+
+
 @pytest.mark.slow
 def test_a_stream_is_shared_by_two_processes(inputs, tmp_path: Path):
     given = with_sources(inputs, inputs["sources"][1].replace("000000", "*"))

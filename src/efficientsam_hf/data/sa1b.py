@@ -11,11 +11,12 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from ..masks_efficientsam import decode_rle, masks_to_boxes
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # A tenth of a gigapixel, 1.5 GB once its pixels are floats beside bytes. SA-1B's have 1500 by a few thousand.
 LARGEST_PICTURE = 100_000_000
+# So many draws in a row without a usable picture are no accident.
+FRUITLESS = 100
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class LabelledPicture:
         try:
             image = Image.open(io.BytesIO(self.image.read()))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {error}") from error
+            # Pillow names the place in memory, which is another each time; who counts by reasons wants the same one.
+            reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+            raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {reason}") from error
         if image.width * image.height > LARGEST_PICTURE:
             raise ValueError(
                 f"{self.name} in {self.image.path} has {image.width} x {image.height} pixels, "
@@ -99,7 +104,7 @@ class Pair(LabelledPicture):
         """The records of SA-1B's JSON."""
         try:
             return json.loads(self.annotations.read())["annotations"]
-        except (ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.name} in {self.annotations.path} has no readable annotations: {error}") from error
 
 
@@ -155,7 +160,8 @@ class Sa1bSamples(Dataset):
     """Numbered training samples: number n is always the same source, picture, masks and augmentation for one seed.
 
     A source is drawn first, then a picture, then masks, so that a source with many masks does not drown the others.
-    That a sample depends on nothing but its number makes stopping, resuming and dividing the work exact.
+    That a sample depends on nothing but its number makes stopping, resuming and dividing the work exact. A picture
+    that cannot be used is named in the log and in `skipped` of the sample that is drawn in its place.
 
     Args:
         sources: Lists of labelled pictures, each drawn with equal chance.
@@ -194,10 +200,28 @@ class Sa1bSamples(Dataset):
     def __len__(self) -> int:
         return max(self.length - self.first, 0)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1."""
-        generator = np.random.default_rng((self.seed, self.first + index))
-        image, masks = self.augmentation(*self.draw_scene(generator), generator)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1.
+
+        Beside them `skipped`, reasons a line each, for `SkippedPictures` to count.
+
+        Raises:
+            ValueError: if no picture of very many can be used.
+        """
+        generator, skipped = np.random.default_rng((self.seed, self.first + index)), []
+        for _ in range(FRUITLESS):
+            try:
+                sample = self.make(*self.draw_scene(generator), generator)
+            except ValueError as error:
+                logger.warning("skipped: %s", error)
+                skipped.append(str(error).replace("\n", " "))
+                continue
+            return {**sample, "skipped": "\n".join(skipped)}
+        raise ValueError(f"nothing to train on in {FRUITLESS} draws: {sorted(set(skipped))[:3]}")
+
+    def make(self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """`pixel_values` and `labels` of a picture (H, W, 3) and its masks (K, H, W), changed at random."""
+        image, masks = self.augmentation(image, masks, generator)
         pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         size = (pixel_values.shape[-2] // 4, pixel_values.shape[-1] // 4)
         labels = torch.full((self.masks_per_image, *size), -1.0)
