@@ -7,8 +7,7 @@ pairs side by side (`sa_1.jpg`, `sa_1.json`) or in `images/` and `annotations/`;
 import io
 import json
 import logging
-import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from ..image_processing_efficientsam import EfficientSamImageProcessor
 from ..masks_efficientsam import decode_rle, masks_to_boxes
 from .augmentation import Augmentation, paste_objects, paste_shapes
+from .blobs import Blob, find_blobs
 
 logger = logging.getLogger(__name__)
 
@@ -28,21 +29,6 @@ logger = logging.getLogger(__name__)
 LARGEST_PICTURE = 100_000_000
 # So many draws in a row without a usable picture are no accident.
 FRUITLESS = 100
-
-
-@dataclass(frozen=True)
-class Blob:
-    """Some bytes of a file: all of it, or one member of a tar."""
-
-    path: Path
-    offset: int = 0
-    size: int = -1
-
-    def read(self) -> bytes:
-        """The bytes, read anew each time: an open file would not survive the way into a worker."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 @dataclass(frozen=True)
@@ -131,25 +117,6 @@ def find_pairs(source: str | Path) -> list[Pair]:
     return [Pair(name, images[name], records[name]) for name in names]
 
 
-def find_blobs(source: str | Path, wanted: str) -> dict[str, Blob]:
-    """Every file of a folder or a tar by its path therein; `wanted` says in errors what was hoped for.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `source`.
-        ValueError: if it is a file, but no uncompressed tar.
-    """
-    source = Path(source)
-    if source.is_dir():
-        return {str(path.relative_to(source)): Blob(path) for path in source.rglob("*") if path.is_file()}
-    if not source.is_file():
-        raise FileNotFoundError(f"nothing at {source}: wanted a folder or a tar of {wanted}")
-    try:
-        with tarfile.open(source, "r:") as archive:
-            return {item.name: Blob(source, item.offset_data, item.size) for item in archive if item.isfile()}
-    except tarfile.ReadError as error:
-        raise ValueError(f"{source} is no uncompressed tar of {wanted}: {error}") from error
-
-
 def pair_name(name: str) -> str:
     """What a picture and its JSON have in common: the path without suffix, `images` and `annotations`."""
     path = Path(name).with_suffix("")
@@ -178,7 +145,7 @@ class Sa1bSamples(Dataset):
     def __init__(
         self,
         sources: Sequence[Sequence[LabelledPicture]],
-        image_processor: Callable[..., dict[str, torch.Tensor]],
+        image_processor: EfficientSamImageProcessor,
         length: int,
         masks_per_image: int = 64,
         augmentation: Augmentation | None = None,
@@ -248,7 +215,10 @@ class Sa1bSamples(Dataset):
             own = self.draw_masks(pair, image.shape[:2], self.masks_per_image // 2, generator)
             cutouts = self.draw_cutouts(self.masks_per_image - len(own), generator)
             return paste_objects(image, cutouts, generator, own)
-        return image, self.draw_masks(pair, image.shape[:2], self.masks_per_image, generator)
+        masks = self.draw_masks(pair, image.shape[:2], self.masks_per_image, generator)
+        if not (masks.mean((1, 2)) >= vanishing_share(self.image_processor, self.augmentation)).any():
+            raise ValueError(f"{pair.name} in {pair.image.path}: none of {len(masks)} drawn masks is of fitting size")
+        return image, masks
 
     def draw_cutouts(self, count: int, generator: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         """Up to `count` objects, each of a picture of its own; fewer where pictures have no fitting mask."""
@@ -294,3 +264,9 @@ class Sa1bSamples(Dataset):
             if 0 < cells.mean() <= self.largest_share:
                 small.append(cells)
         return small
+
+
+def vanishing_share(image_processor: EfficientSamImageProcessor, augmentation: Augmentation) -> float:
+    """Share of the picture below which a mask cannot cover half of a cell, whatever is cropped."""
+    cells = (image_processor.size.height // 4) * (image_processor.size.width // 4)
+    return augmentation.smallest_crop**2 / (2 * cells)
