@@ -5,11 +5,14 @@
 
 Box: protocol "box", the mask's true tight box. Click: one, at the object's point farthest from its edge, by OpenCV's
 quick distances, with which the tables of the model card were made; protocol "sam" has exact ones, and other figures.
-Of three masks the one with the highest predicted IoU counts, or, "best of three", the one nearest to the truth. Pixels
-of an annotation's `ignore` mask are left out. Means over masks.
+After 1, 3 and 5 clicks: protocol "ritm". Of three masks the one with the highest predicted IoU counts, or, "best of
+three", the one nearest to the truth. Pixels of an annotation's `ignore` mask are left out. Means over masks.
+
+`--output scores.json` keeps the figures: benchmarks/checkpoint_card.py makes the model card of them.
 """
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -35,7 +38,22 @@ def quickly_deepest(mask: np.ndarray, generator: np.random.Generator) -> tuple[i
     return x, y
 
 
-PROTOCOLS = [find_protocol("box"), replace(find_protocol("sam", (1,)), name="one click", first=quickly_deepest)]
+PROTOCOLS = [
+    find_protocol("box"),
+    replace(find_protocol("sam", (1,)), name="one click", first=quickly_deepest),
+    # To the fifth click, whatever IoU has been reached before.
+    replace(find_protocol("ritm", (1, 3, 5)), wanted=(), most=5),
+]
+COLUMNS = {
+    "box": "box",
+    "best": "box, best of three",
+    "click": "one click",
+    "ritm_1": "ritm 1",
+    "ritm_3": "ritm 3",
+    "ritm_5": "ritm 5",
+    "filled": "filled box",
+    "ellipse": "ellipse in the box",
+}
 
 
 def filled_box(target: TrueObject) -> np.ndarray:
@@ -52,6 +70,34 @@ def ellipse_in_box(target: TrueObject) -> np.ndarray:
     return across**2 + down**2 <= 1
 
 
+def score(predictor: EfficientSamPredictor, source: Path, args: argparse.Namespace) -> dict:
+    """The figures of a set, by the names of COLUMNS."""
+    pairs = find_pairs(source)[:: args.every][: args.limit]
+    records, trivial = [], []
+    for pair in pairs:
+        records.append(evaluate_picture(predictor, pair, PROTOCOLS, Settings(masks=args.masks)))
+        asked = {row["id"] for row in records[-1]["masks"]}
+        for target in true_objects(pair, tuple(records[-1]["size"]), Skips()):
+            if target.id in asked:
+                answers = (filled_box(target), ellipse_in_box(target))
+                trivial.append([iou(answer, target.mask, target.ignore) for answer in answers])
+    box, click, clicks = (summarize(records, protocol)["at"] for protocol in PROTOCOLS)
+    means = [box["1"]["miou"], box["1"]["oracle_miou"], click["1"]["miou"], *(clicks[n]["miou"] for n in "135")]
+    figures = dict(zip(COLUMNS, [*means, *map(fmean, zip(*trivial, strict=True))], strict=True))
+    rounded = {name: round(figure, 4) for name, figure in figures.items()}
+    return {"set": source.name, "photos": len(pairs), "masks": len(trivial), **rounded}
+
+
+def table(rows: list[dict]) -> str:
+    head = f"| set | photos | masks | {' | '.join(COLUMNS.values())} |\n|{'---|' * (3 + len(COLUMNS))}"
+    return "\n".join([head, *map(table_row, rows)])
+
+
+def table_row(row: dict) -> str:
+    figures = " | ".join(f"{row[name]:.3f}" for name in COLUMNS)
+    return f"| {row['set']} | {row['photos']} | {row['masks']} | {figures} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path, nargs="+", help="folders or tars of .jpg and .json pairs")
@@ -59,25 +105,17 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only every so many-th photo: those held out of training")
     parser.add_argument("--limit", type=int, help="most photos of each source")
     parser.add_argument("--masks", type=int, help="most masks of a photo")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     torch.set_num_threads(2)
     predictor = EfficientSamPredictor(*load_checkpoint(args.model, device="cpu"))
-    columns = ["box", "box, best of three", "one click", "filled box", "ellipse in the box"]
-    print(f"| set | photos | masks | {' | '.join(columns)} |\n|{'---|' * (3 + len(columns))}")
+    print(table([]))
+    rows = []
     for source in args.sources:
-        pairs = find_pairs(source)[:: args.every][: args.limit]
-        records, trivial = [], []
-        for pair in pairs:
-            records.append(evaluate_picture(predictor, pair, PROTOCOLS, Settings(masks=args.masks)))
-            asked = {row["id"] for row in records[-1]["masks"]}
-            for target in true_objects(pair, tuple(records[-1]["size"]), Skips()):
-                if target.id in asked:
-                    answers = (filled_box(target), ellipse_in_box(target))
-                    trivial.append([iou(answer, target.mask, target.ignore) for answer in answers])
-        box, click = (summarize(records, protocol)["at"]["1"] for protocol in PROTOCOLS)
-        means = [box["miou"], box["oracle_miou"], click["miou"], *map(fmean, zip(*trivial, strict=True))]
-        row = " | ".join(f"{mean:.3f}" for mean in means)
-        print(f"| {source.name} | {len(pairs)} | {len(trivial)} | {row} |", flush=True)
+        rows.append(score(predictor, source, args))
+        print(table_row(rows[-1]), flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from efficientsam_hf import (
 )
 from efficientsam_hf.data.crops import RandomResizedCrop, SampleMaker
 from efficientsam_hf.data.images import CorruptPictures, Picture, StreamedImages, UnlabelledImages, find_pictures
+from efficientsam_hf.efficientnet import start_from_efficientnet
 from efficientsam_hf.training.checkpoints import Checkpoints
 from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels, cutting_as_cached, read_index
 from efficientsam_hf.training.optimization import parameter_groups, set_learning_rate, warmup_cosine
@@ -56,6 +57,7 @@ class Arguments:
     pictures: int | None = field(default=None, metadata={"help": "how many the data set has; sources are counted"})
     variant: str = field(default="tiny", metadata={"help": "size of the encoder: tiny, small or base"})
     config: str | None = field(default=None, metadata={"help": "JSON of an EfficientSamSamiConfig's fields instead"})
+    stem: str | None = field(default=None, metadata={"help": "EfficientNet-Lite weights (.pth) the stem starts from"})
     loss: str | None = field(default=None, metadata={"help": "mse or cosine; default: the config's, mse"})
     mask_ratio: float | None = field(default=None, metadata={"help": "share that is hidden; default: 0.75"})
     decoder: str | None = field(default=None, metadata={"help": "cross, the default, or self, as in MAE"})
@@ -164,6 +166,8 @@ def main(args: Arguments) -> None:
     peak = args.base_rate * args.total_batch / 256
 
     model = EfficientSamForPreTraining(config).train()
+    if args.stem is not None:
+        start_from_efficientnet(model.vision_encoder.embeddings.patch_embedding, args.stem)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None

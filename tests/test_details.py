@@ -86,6 +86,7 @@ def test_prompts_and_pictures_stay_apart(mask_prompts, pixels):
         assert_close(together[picture, prompt][None, None], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_exported_graphs_take_them_along(model, pixels):
     graphs = trace(model)
     embeddings = graphs["vision_encoder"].program.module()(pixels)
@@ -105,9 +106,13 @@ def test_a_model_of_patches_has_no_details_to_give():
     ("fields", "words"),
     [
         ({"detail_channels": [8, 4]}, "got \\[8, 4\\] for a stem of strides \\[\\]"),
+        (
+            {"patch_size": 8, "stem_stages": [[3, 2, 1, 4, 1, 1], [3, 2, 1, 4, 1, 1]], "detail_channels": [8, 4]},
+            "strides \\[4, 8\\]",
+        ),
         ({"stem_stages": [[3, 4, 1, 4, 1, 1], [3, 2, 1, 4, 1, 1]], "detail_channels": [8, 4]}, "strides \\[8, 16\\]"),
     ],
-    ids=["no stem", "no stride 4"],
+    ids=["no stem", "no stride 16", "no stride 4"],
 )
 def test_details_want_a_stem_that_has_them(fields, words):
     with pytest.raises(Exception, match=words):

@@ -237,6 +237,15 @@ def test_the_size_of_batches_changes_nothing(tiny, batch):
     )
 
 
+@pytest.mark.parametrize("bytes_kept", [0, 5 * 4 * 16 * 16])
+def test_masks_drawn_once_more_are_the_kept_ones(tiny, bytes_kept, monkeypatch):
+    photo, options = make_photo(), {"points_per_side": 6, **EVERYTHING}
+    wanted = segment_everything(*tiny, photo, **options)
+    assert len(wanted) > 5
+    monkeypatch.setattr("efficientsam_hf.mask_search.KEPT_BYTES", bytes_kept)
+    same_records(segment_everything(*tiny, photo, **options), wanted)
+
+
 def test_lists_are_singles(tiny):
     photos = [make_photo(120, 90, 0), make_photo(50, 70, 1)]
     options = {"points_per_side": 4, **EVERYTHING, "box_nms_thresh": 0.7}
@@ -405,6 +414,11 @@ def test_masks_that_become_alike_are_kept_once(monkeypatch):
         ({"box_nms_thresh": float("nan")}, r"box_nms_thresh must be 0 to 1, got nan"),
         ({"crop_nms_thresh": 2}, r"crop_nms_thresh must be 0 to 1"),
         ({"crop_overlap_ratio": -1}, r"crop_overlap_ratio"),
+        ({"points_per_side": 8.5}, r"points_per_side must be a whole number, got 8.5"),
+        ({"points_per_batch": True}, r"points_per_batch must be a whole number or None, got True"),
+        ({"pred_iou_thresh": "0.5"}, r"pred_iou_thresh must be a number, got '0.5'"),
+        ({"multimask": 1}, r"multimask must be True or False, got 1"),
+        ({"strategy": None}, r"strategy must be a text, got None"),
         ({"points_per_side": 0}, r"points_per_side must be 1 or more, got 0"),
         ({"points_per_batch": 0}, r"points_per_batch must be 1 or more"),
         ({"crop_n_points_downscale_factor": 0}, r"crop_n_points_downscale_factor"),

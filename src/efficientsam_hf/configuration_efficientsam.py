@@ -80,9 +80,9 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         strides = {
             2 * math.prod(row[1] for row in self.stem_stages[: end + 1]) for end in range(len(self.stem_stages))
         }
-        if self.detail_channels and not (strides >= {8, 4} and len(self.detail_channels) == 2):
+        if self.detail_channels and not (strides >= {16, 8, 4} and len(self.detail_channels) == 2):
             raise ValueError(
-                "detail_channels are two, of a stem's features at strides 8 and 4; "
+                "detail_channels are two, of the features at strides 8 and 4 of a stem that ends at 16; "
                 f"got {list(self.detail_channels)} for a stem of strides {sorted(strides)}"
             )
         super().__post_init__(**kwargs)

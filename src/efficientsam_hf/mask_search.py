@@ -27,19 +27,21 @@ from .modeling_efficientsam import EfficientSamModel, EfficientSamPromptedImage
 from .processing_efficientsam import EfficientSamProcessor
 
 FULL_SIZE_BYTES = 2**27  # masks of full size that exist at one time
+KEPT_BYTES = 2**28  # logits of candidates that wait for their suppression; what is beyond is drawn once more
 DECODER_BYTES = 2**30  # what the decoder may take of an accelerator at one time
 CPU_DECODER_BYTES = 2**28  # what it may take of the main memory, where larger batches only leave the cache
 
 
 @dataclass
 class Candidates:
-    """Masks that passed the filters, without their pixels: where to find them again, and how good they are."""
+    """Masks that passed the filters: where to find their pixels, and how good they are."""
 
     points: Tensor = field(default_factory=lambda: torch.empty(0, 2))  # (N, 2) the clicks, in the model's pixels
     tokens: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (N,) which of a click's masks
     scores: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) predicted IoU
     stability: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,)
     boxes: Tensor = field(default_factory=lambda: torch.empty(0, 4))  # (N, 4) in the crop's pixels
+    kept: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (N,) place of the logits, or -1
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -86,6 +88,7 @@ class Crop:
         budget = CPU_DECODER_BYTES if self.embeddings.device.type == "cpu" else DECODER_BYTES
         self.prepared = self.model.mask_decoder.prepare(**self.model.get_image_inputs(self.embeddings))
         self.points_per_batch = self.settings.points_per_batch or max(1, budget // one)
+        self.kept: list[Tensor] = []
 
     def search(self, side: int) -> Candidates:
         """The masks that side x side clicks give, after all filters and non-maximum suppression."""
@@ -107,10 +110,21 @@ class Crop:
             keep &= ~cut_off_by_crop(placed, [left, top, right, bottom], *self.picture_size)
             if self.settings.stability_score_thresh > 0:
                 keep &= stability > self.settings.stability_score_thresh
-            parts.append(Candidates(clicks, tokens, scores, stability, boxes)[keep])
+            masks = masks[keep.to(masks.device)]
+            parts.append(
+                Candidates(clicks[keep], tokens[keep], scores[keep], stability[keep], boxes[keep], self.keep(masks))
+            )
             if covered is not None:
-                covered |= smallest_of_each_click(masks[keep.to(masks.device)] >= 0, parts[-1].points).any(0).cpu()
+                covered |= smallest_of_each_click(masks >= 0, parts[-1].points).any(0).cpu()
         return Candidates.join(parts)
+
+    def keep(self, masks: Tensor) -> Tensor:
+        """Places (N,) in `kept` of logits (N, 4h, 4w), as far as there is room; -1 of the others."""
+        room = max(0, KEPT_BYTES // (16 * self.grid[0] * self.grid[1] * masks.element_size()) - len(self.kept))
+        places = torch.arange(len(self.kept), len(self.kept) + len(masks))
+        places[room:] = -1
+        self.kept += masks[:room]
+        return places
 
     def ask_where_nothing_is(self, points: Tensor, side: int) -> Candidates:
         """As `ask`, from coarse to fine, without clicks (side * side, 2) that lie on what was found before."""
@@ -146,14 +160,14 @@ class Crop:
         return max(1, FULL_SIZE_BYTES // (4 * self.size[0] * self.size[1]))
 
     def records(self, found: Candidates) -> list[dict[str, Any]]:
-        """Draw the candidates once more, at full size."""
+        """Draw the candidates at full size."""
         left, top, right, bottom = self.box
         share = torch.tensor([right - left, bottom - top]) / self.frame
         clicks = found.points * share + torch.tensor([left, top])
         least = self.settings.min_mask_region_area
         records: list[dict[str, Any]] = []
         unchanged: list[bool] = []
-        for row, logits in self.redraw(found):
+        for row, logits in self.logits(found):
             mask, y, x = self.painter.paint(logits)
             if least and mask.any():
                 whole = torch.zeros(self.size, dtype=torch.bool)
@@ -181,13 +195,17 @@ class Crop:
         kept = nms(boxes, torch.tensor(unchanged).float(), self.settings.box_nms_thresh)
         return [records[index] for index in kept.tolist()]
 
-    def redraw(self, found: Candidates) -> Iterator[tuple[int, Tensor]]:
-        """Each row of the candidates with its logits (4h, 4w)."""
+    def logits(self, found: Candidates) -> Iterator[tuple[int, Tensor]]:
+        """Each row of the candidates with its logits (4h, 4w): kept, or drawn once more."""
 
-        def logits(rows: Tensor) -> Tensor:
-            return self.draw(*self.look(found.points[rows]))[torch.arange(len(rows)), found.tokens[rows]]
+        def find(rows: Tensor) -> list[Tensor]:
+            places, lost = found.kept[rows].tolist(), rows[found.kept[rows] < 0]
+            drawn: Iterator[Tensor] = iter(())
+            if len(lost):
+                drawn = iter(self.draw(*self.look(found.points[lost]))[torch.arange(len(lost)), found.tokens[lost]])
+            return [next(drawn) if place < 0 else self.kept[place] for place in places]
 
-        for rows, masks in self.in_batches(logits, torch.arange(len(found))):
+        for rows, masks in self.in_batches(find, torch.arange(len(found))):
             yield from zip(rows.tolist(), masks, strict=True)
 
     def draw_trusted(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,7 +1,17 @@
 """How segment everything looks, and what it keeps."""
 
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
+
+# By the type of an option's default; None stands where a number may be left to us.
+KINDS: dict[type, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a text"),
+    type(None): (Integral, "a whole number or None"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,11 @@ class MaskGenerationSettings:
         return cls(**options)
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value, (kind, wanted) = getattr(self, item.name), KINDS[type(item.default)]
+            fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)  # True is an int to Python
+            if value is not item.default and not fits:
+                raise ValueError(f"{item.name} must be {wanted}, got {value!r}")
         ranges: dict[str, float] = {
             "pred_iou_thresh": 1,
             "stability_score_thresh": 1,

@@ -334,7 +334,8 @@ class EfficientSamForPreTraining(EfficientSamPreTrainedModel):
         if model is None:
             vision = self.config.vision_config
             width = {"hidden_size": vision.output_channels}
-            parts = {"prompt_encoder_config": width, "mask_decoder_config": dict(width)}
+            details = {"upscaling_channels": vision.detail_channels} if vision.detail_channels else {}
+            parts = {"prompt_encoder_config": width, "mask_decoder_config": {**width, **details}}
             model = EfficientSamModel(EfficientSamConfig(vision_config=vision.to_dict(), **parts))
         own, other = self.vision_encoder.state_dict(), model.vision_encoder.state_dict()
         wanted = {name: tuple(value.shape) for name, value in own.items()}

@@ -5,12 +5,13 @@ convolutional stem loses its masks.
 """
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..exported.engines import wanted_package
+from ..exported.engines import openvino_core, wanted_package
 from ..processing_efficientsam import EfficientSamProcessor
 
 KINDS = ("dynamic", "static")
@@ -86,8 +87,9 @@ def quantize_onnx(path: Path, quantize: str, feeds: Feeds) -> None:
 
 def quantize_openvino(path: Path, quantize: str, feeds: Feeds) -> None:
     """By nncf: "dynamic" makes the weights 8-bit and leaves activations to the runtime; "static" measures both."""
-    openvino, nncf = wanted_package("openvino", "8-bit OpenVINO"), wanted_package("nncf", "8-bit OpenVINO")
-    model = openvino.Core().read_model(path)
+    core = openvino_core("8-bit OpenVINO")
+    openvino, nncf = import_module("openvino"), wanted_package("nncf", "8-bit OpenVINO")
+    model = core.read_model(path)
     if quantize == "dynamic":
         quantized = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
     else:

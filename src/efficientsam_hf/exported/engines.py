@@ -1,6 +1,7 @@
 """Runtimes that run a folder's graphs: named arrays in, arrays out, in the order of the manifest's names."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,19 @@ def onnx_engine(folder: Path, manifest: Manifest, devices: Sequence[str], thread
     return lambda name, inputs: sessions[name].run(manifest.graphs[name]["outputs"], inputs)
 
 
+@cache
+def openvino_core(wanted_for: str) -> Any:
+    """A core of OpenVINO that lives as long as the process.
+
+    A core gives signals a stack in the thread that made it, and takes that memory away in the thread that frees it:
+    where these are two, the next signal that Python handles ends the process without a word.
+    """
+    return wanted_package("openvino", wanted_for).Core()
+
+
 def openvino_engine(folder: Path, manifest: Manifest, devices: Sequence[str], threads: int | None) -> Engine:
     """OpenVINO. At most one device, as it names them: "cpu", "gpu", "npu", "auto"."""
-    openvino = wanted_package("openvino", "an OpenVINO folder")
-    core = openvino.Core()
+    core, openvino = openvino_core("an OpenVINO folder"), import_module("openvino")
     if len(devices) > 1:
         raise ValueError(f"OpenVINO takes one device, found {', '.join(devices)}")
     device = (devices[0] if devices else "cpu").upper()
