@@ -16,7 +16,7 @@ transformers' own examples, with the classes' names in a file:
 
 Launch files for several GPUs lie in examples/accelerate. The same command started again goes on where the last one
 stopped. OUTPUT_DIR/model is the trained model: Mask2Former for `pipeline("image-segmentation")` after
-`import efficientsam_hf`, Mask R-CNN as its backbone with mask_rcnn.safetensors beside it.
+`import efficientsam_hf`, Mask R-CNN for `load_mask_rcnn` of efficientsam_hf.training.mask_rcnn.
 """
 
 import json
@@ -34,7 +34,8 @@ from efficientsam_hf.data.epochs import EpochSamples
 from efficientsam_hf.data.instances import CocoInstances, InstanceSample, keep_lists, open_instance_column
 from efficientsam_hf.data.scale_jitter import ScaleJitter, WholePicture
 from efficientsam_hf.data.semantic import read_names
-from efficientsam_hf.evaluation.instance_ap import instance_ap, truth_of
+from efficientsam_hf.evaluation.coco_ap import average_precision, truth_of
+from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.mask_sets import predict_instances
 from efficientsam_hf.training.classification import normalize_pixels
 from efficientsam_hf.training.encoders import backbone_config, find_backbone, windowed
@@ -65,7 +66,9 @@ class Arguments(RunOptions):
     flip: float = field(default=0.5, metadata={"help": "chance of a mirror image"})
     window_size: int = field(default=14, metadata={"help": "patches along attention's windows; 0: none"})
     drop_path: float = field(default=0.1, metadata={"help": "chance that the last layer is skipped"})
-    head_config: str | None = field(default=None, metadata={"help": "JSON of the head's fields"})
+    head_config: str | None = field(
+        default=None, metadata={"help": "JSON of fields of a Mask2FormerConfig, or of MaskRcnn"}
+    )
     total_batch: int = field(default=64, metadata={"help": "pictures a weight update, all processes together"})
     epochs: float = field(default=100, metadata={"help": "times that all pictures are seen"})
     warmup_epochs: float = field(default=10, metadata={"help": "of them, linear climb of the learning rate"})
@@ -107,18 +110,17 @@ def build_model(args: Arguments, names: list[str]) -> tuple[torch.nn.Module, Cal
 def evaluate(model: torch.nn.Module, items: Sequence, args: Arguments, accelerator: Accelerator) -> dict[str, float]:
     """COCO's AP of the masks, and of the boxes around them; each process looks at its part of the pictures."""
     plain, whole = accelerator.unwrap_model(model).eval(), WholePicture(args.image_size)
-    rows, looked_at = [], []
+    rows = []
     for index in range(accelerator.process_index, len(items), accelerator.num_processes):
         picture = items[index]
         prepared = whole(picture.image)
         pixels = normalize_pixels(prepared.pop("pixels")[None].to(accelerator.device))
         with accelerator.autocast():
             rows += predict_instances(plain, pixels, picture.number, items.category_ids, **prepared)
-        looked_at.append(picture.number)
-    rows, looked_at = gather_object(rows), gather_object(looked_at)
-    truth = args.test_annotations or truth_of(items, items.names)
-    boxes = instance_ap(truth, rows, looked_at, kind="bbox")
-    return {**instance_ap(truth, rows, looked_at), "AP_box": boxes["AP"]}
+    rows = gather_object(rows)
+    truth = read_dataset(args.test_annotations) if args.test_annotations else truth_of(items, items.names)
+    figures = {**average_precision(truth, rows), "AP_box": average_precision(truth, rows, "bbox")["AP"]}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def main(args: Arguments) -> None:

@@ -214,6 +214,14 @@ def test_drop_path_out_of_range_is_named():
         vision_config(drop_path_rate=1)
 
 
+@pytest.mark.parametrize(
+    ("fields", "found"), [({"window_size": -1}, "-1 and 16"), ({"pyramid_channels": 0}, "0 and 0")]
+)
+def test_windows_and_widths_out_of_range_are_named(fields, found):
+    with pytest.raises(ValueError, match=f"window_size must be at least 0 .* at least 1, got {found}"):
+        vision_config(**fields)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Inside the heads of transformers
 

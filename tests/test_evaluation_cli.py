@@ -77,7 +77,9 @@ def test_detections_and_everything(room, checkpoint):
     result = run("everything", *COCO, "--model", checkpoint, "--points-per-side", 4, "--limit", 2)
     assert result.exit_code == 0, result.output
     assert 0 <= told()["results"][0]["ar"]["AR@1000"] <= 1
-    assert "AR@1000" in result.output
+    rows = [line.split(" | ") for line in result.output.splitlines() if line.startswith("| ")]
+    assert rows[0][2:] == ["masks a picture", "best", "AR", "ARs", "ARm", "ARl |"]
+    assert [row[3] for row in rows[1:]] == ["10", "100", "1,000"]
 
 
 def test_several_models_in_one_table(room, checkpoint):
@@ -96,6 +98,8 @@ def test_several_models_in_one_table(room, checkpoint):
         (["points", "--images", "nowhere", "--annotations", "instances.json"], "nothing at nowhere"),
         (["points", "--images", "images", "--annotations", "none.json"], "nothing at none.json"),
         (["points", "--images", "images", "--annotations", "images/0.png"], "no JSON of COCO's"),
+        (["boxes", *COCO, "--device", "gpu"], "--device gpu: no such device here: Expected one of cpu, cuda"),
+        (["points", *COCO, "--masks", "0"], "masks must be 1 or more of a picture, got 0"),
         (["boxes", *COCO, "--refine"], "never learnt mask prompts"),
         (["boxes", *COCO, "--output", "images"], "images is a folder, wanted a file"),
         (["boxes", *COCO, "--model", "other"], "holds a model of type 'vit', wanted efficientsam, sam"),

@@ -7,10 +7,15 @@ import torch
 from onnx import TensorProto, helper
 from oracles import write_coco
 from PIL import Image
-from transformers import SamConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, SamConfig
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.edgetam.configuration_edgetam import EdgeTamConfig
+from transformers.models.edgetam.modeling_edgetam import EdgeTamModel
 from transformers.models.sam.modeling_sam import SamModel
 from transformers.models.sam2.configuration_sam2 import Sam2Config
 from transformers.models.sam2.modeling_sam2 import Sam2Model
+from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoConfig
+from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
 from transformers.models.sam_hq.configuration_sam_hq import SamHQConfig
 from transformers.models.sam_hq.modeling_sam_hq import SamHQModel
 from typer.testing import CliRunner
@@ -39,6 +44,35 @@ PYRAMID = {
     "backbone_config": HIERA, "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 16,
     "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_top_down_levels": [2, 3], "num_feature_levels": 3,
 }  # fmt: skip
+# EdgeTAM's encoder is timm's RepViT; timm needs torchvision.
+REPVIT = {
+    "model_type": "timm_wrapper", "architecture": "repvit_m0_9", "num_classes": 2,
+    "model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
+}  # fmt: skip
+
+
+class StripesConfig(PreTrainedConfig):
+    model_type = "stripes"
+
+
+class Stripes(PreTrainedModel):
+    """In the place of EdgeTAM's encoder, maps of its four scales: what the rest of EdgeTAM works on."""
+
+    config_class = StripesConfig
+    base_model_prefix = "stripes"
+
+    def __init__(self, config):
+        super().__init__(config)
+        sizes = [(8, 4), (16, 8), (32, 16), (64, 32)]
+        self.scales = torch.nn.ModuleList(torch.nn.Conv2d(3, width, step, step) for width, step in sizes)
+        self.post_init()
+
+    def forward(self, pixel_values, **kwargs):
+        return BaseModelOutput(last_hidden_state=[scale(pixel_values) for scale in self.scales])
+
+
+AutoConfig.register("stripes", StripesConfig)
+AutoModel.register(StripesConfig, Stripes)
 
 
 def small(kind):
@@ -48,10 +82,18 @@ def small(kind):
         return SamModel(SamConfig(**parts))
     if kind == "sam_hq":
         return SamHQModel(SamHQConfig(**{**parts, "mask_decoder_config": {**DECODER, "vit_dim": 32}}))
+    if kind == "edgetam":
+        return EdgeTamModel(
+            EdgeTamConfig(**{**parts, "vision_config": {**PYRAMID, "backbone_config": StripesConfig()}})
+        )
+    if kind == "edgetam_repvit":
+        pytest.importorskip("timm", reason="EdgeTAM's own encoder needs timm, and that a torchvision")
+        vision = {**PYRAMID, "backbone_config": REPVIT, "backbone_channel_list": [384, 192, 96, 48]}
+        return EdgeTamModel(EdgeTamConfig(**{**parts, "vision_config": vision}))
     return Sam2Model(Sam2Config(**{**parts, "vision_config": PYRAMID}))
 
 
-@pytest.fixture(params=["sam", "sam_hq", "sam2"])
+@pytest.fixture(params=["sam", "sam_hq", "sam2", "edgetam", "edgetam_repvit"])
 def peer(request, tmp_path):
     small(request.param).save_pretrained(tmp_path / request.param)
     return load_predictor(str(tmp_path / request.param), "cpu")
@@ -86,6 +128,20 @@ def test_a_peers_objects_together_are_as_each_alone(peer):
         assert peer.at_size(embedded, together.best_logits()).shape == (2, 48, 80)
         shown = Prompts(prompts.points, prompts.labels, prompts.boxes, together.best_logits())
         assert peer.decode(embedded, shown).logits.shape == together.logits.shape
+
+
+def test_the_picture_model_of_a_video_checkpoint(tmp_path):
+    """SAM 2's weights lie on the Hub as those of the video model, which has the picture model's in it."""
+    torch.manual_seed(0)
+    memory = {f"memory_{name}": 16 for name in ("attention_hidden_size", "encoder_hidden_size")}
+    memory |= {"memory_encoder_output_channels": 16, "memory_attention_num_layers": 1}
+    parts = {"vision_config": PYRAMID, "prompt_encoder_config": PROMPT, "mask_decoder_config": DECODER}
+    whole = Sam2VideoModel(Sam2VideoConfig(**parts, image_size=64, **memory))
+    whole.save_pretrained(tmp_path / "video")
+    loaded = load_predictor(str(tmp_path / "video"), "cpu").model
+    weights = dict(whole.named_parameters())
+    for name, weight in loaded.named_parameters():
+        assert torch.equal(weight, weights[name]), name
 
 
 def test_sams_coordinates_are_those_of_its_own_processor(tmp_path):
@@ -173,7 +229,7 @@ def test_one_command_compares_all(tmp_path, monkeypatch):
     write_coco(tmp_path / "coco", 1)
     encoder, decoder = onnx_pair(tmp_path)
     models = [f"{encoder},{decoder}"]
-    for kind in ("sam", "sam2"):
+    for kind in ("sam", "sam2", "edgetam"):
         small(kind).save_pretrained(tmp_path / kind)
         models.append(kind)
     given = [word for model in models for word in ("--model", model)]
@@ -183,4 +239,4 @@ def test_one_command_compares_all(tmp_path, monkeypatch):
     rows = [line for line in result.output.splitlines() if line.startswith("| ")]
     assert rows[0].startswith("| model | parameters | protocol | prompts | masks | mIoU | of pictures |")
     assert rows[0].endswith("| encode ms | decode ms |")
-    assert [row.split(" | ")[0] for row in rows[1:4]] == ["| encoder", "| sam", "| sam2"]
+    assert [row.split(" | ")[0] for row in rows[1:5]] == ["| encoder", "| sam", "| sam2", "| edgetam"]

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+import transformers.utils.hub
 from conftest import REPOSITORY, make_model, tiny_config
 from huggingface_hub import ModelCard, constants, snapshot_download
 from safetensors.torch import load_file
@@ -129,6 +130,8 @@ def stand_in(monkeypatch, tmp_path):
     server.asked = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    # transformers keeps what knows the first address that it was asked for.
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))

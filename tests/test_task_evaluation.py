@@ -6,7 +6,8 @@ import torch
 from test_recipes import room  # noqa: F401  # the fixture
 
 from efficientsam_hf.data.instances import CocoInstances
-from efficientsam_hf.evaluation.instance_ap import instance_ap, truth_of
+from efficientsam_hf.evaluation.coco_ap import average_precision, truth_of
+from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.mask_sets import best_instances, instance_rows, masks_at_full_size, pixel_classes
 from efficientsam_hf.evaluation.semantic import ConfusionMatrix
 
@@ -31,27 +32,27 @@ def test_the_truth_scores_one_and_a_shifted_truth_less(room):  # noqa: F811
         for picture in (items[0], items[1]):
             scores, masks = logits_of(picture)
             rows += instance_rows(scores, masks.roll(shift, -1), picture.number, items.category_ids)
-        figures[shift] = instance_ap(path, rows, [0, 1])
+        figures[shift] = average_precision(read_dataset(path), rows)
     assert figures[0]["AP"] == figures[0]["AP50"] == 1
     assert 0.1 < figures[2]["AP"] < 1
     assert figures[2]["AP50"] == 1
     assert figures[40]["AP"] < 0.1
     by_hand = truth_of([items[0], items[1]], items.names)
     rows = [row for p in (items[0], items[1]) for row in instance_rows(*logits_of(p), p.number, [0, 1])]
-    assert instance_ap(by_hand, rows, [0, 1])["AP"] == 1
+    assert average_precision(by_hand, rows)["AP"] == 1
     before = [dict(row) for row in rows]
-    assert instance_ap(by_hand, rows, [0, 1], kind="bbox")["AP"] == 1
+    assert average_precision(by_hand, rows, "bbox")["AP"] == 1
     assert rows == before
-    assert instance_ap(path, [], [0, 1])["AP"] == 0
+    assert average_precision(by_hand, [])["AP"] == average_precision(by_hand, [], "bbox")["AP"] == 0
 
 
 def test_results_of_nowhere_are_named(room):  # noqa: F811
     path = room / "coco" / "instances.json"
     picture = CocoInstances(path, room / "coco" / "pictures")[0]
     with pytest.raises(ValueError, match="has image_id 9: wanted one of the 2"):
-        instance_ap(path, instance_rows(*logits_of(picture), 9, [3, 7]), [0, 1])
+        average_precision(read_dataset(path), instance_rows(*logits_of(picture), 9, [3, 7]))
     with pytest.raises(ValueError, match="has category_id 1: wanted one of the 2"):
-        instance_ap(path, instance_rows(*logits_of(picture), 0, [1, 7]), [0, 1])
+        average_precision(read_dataset(path), instance_rows(*logits_of(picture), 0, [1, 7]))
 
 
 def test_best_instances_as_an_obvious_version_says():

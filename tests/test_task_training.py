@@ -1,6 +1,5 @@
-"""Mixing, smoothing, the loop, models that start from an encoder, and Mask R-CNN where torchvision is."""
+"""Mixing, smoothing, the loop, and models that start from an encoder."""
 
-import importlib.util
 from types import SimpleNamespace
 
 import pytest
@@ -203,72 +202,5 @@ def test_a_picture_without_instances_trains(folder):
         "class_labels": [torch.zeros(0, dtype=torch.int64), torch.tensor([1])],
     }
     loss = model(**mask2former_inputs(batch)).loss
-    loss.backward()
-    assert loss.isfinite()
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Mask R-CNN
-
-
-needs_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None,
-    reason="needs torchvision, which the package does without; Mask2Former is the head that always runs",
-)
-
-
-# Proposals in numbers that torchvision's operators written in Python can bear.
-FEW = {f"rpn_{which}_nms_top_n_{mode}": 30 for which in ("pre", "post") for mode in ("train", "test")}
-FEW |= {"box_batch_size_per_image": 16, "box_detections_per_img": 5}
-
-
-@pytest.mark.slow
-@needs_torchvision
-def test_mask_rcnn_learns_a_picture_by_heart(folder, tmp_path):
-    from efficientsam_hf.evaluation.mask_sets import predict_instances
-    from efficientsam_hf.masks_efficientsam import decode_rle
-    from efficientsam_hf.training.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs, save_mask_rcnn
-
-    torch.manual_seed(0)
-    model = build_mask_rcnn(folder, ["a", "b"], 64, {"pyramid_channels": 32}, **FEW)
-    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
-    masks[0, 8:40, 4:32], masks[1, 20:60, 36:60] = True, True
-    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    pixels[0, 0][masks[0]], pixels[0, 1][masks[1]] = 250, 250
-    batch = {"pixels": pixels, "mask_labels": [masks], "class_labels": [torch.tensor([0, 1])]}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(40):
-        outputs = model.train()(**mask_rcnn_inputs(batch))
-        optimizer.zero_grad()
-        outputs.loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    assert set(outputs.losses) >= {"loss_mask", "loss_classifier", "loss_objectness"}
-    places = {"frame": (64, 64), "placed": (64, 64), "original": (128, 128)}
-    rows = predict_instances(model.eval(), normalize_pixels(pixels), 7, [3, 9], **places)
-    best = {
-        category: max((r for r in rows if r["category_id"] == category), key=lambda r: r["score"])
-        for category in (3, 9)
-    }
-    for category, mask in zip((3, 9), masks, strict=True):
-        found = decode_rle(best[category]["segmentation"])
-        wanted = mask.repeat_interleave(2, 0).repeat_interleave(2, 1)
-        assert (found & wanted).sum() / (found | wanted).sum() > 0.8
-    save_mask_rcnn(model, tmp_path / "model")
-    again = EfficientSamBackbone.from_pretrained(tmp_path / "model")
-    assert torch.equal(
-        again(normalize_pixels(pixels)).feature_maps[0],
-        model.detector.backbone.backbone(normalize_pixels(pixels)).feature_maps[0],
-    )
-
-
-@needs_torchvision
-def test_mask_rcnn_trains_without_instances(folder):
-    from efficientsam_hf.training.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs
-
-    model = build_mask_rcnn(folder, ["a"], 64, {"pyramid_channels": 32}, **FEW).train()
-    nothing = [torch.zeros(0, 64, 64, dtype=torch.bool)]
-    batch = {"pixels": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "mask_labels": nothing}
-    loss = model(**mask_rcnn_inputs({**batch, "class_labels": [torch.zeros(0, dtype=torch.int64)]})).loss
     loss.backward()
     assert loss.isfinite()

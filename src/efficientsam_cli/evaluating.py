@@ -120,7 +120,7 @@ def everything(
     device: Device = None,
     output: Output = Path("results.json"),
 ) -> None:
-    """Average recall of segment everything: AR@10, AR@100, AR@1000, whatever the categories (SAM, D.3)."""
+    """Average recall of segment everything: of the best 10, 100, 1000 masks, whatever their categories (SAM, D.3)."""
     from functools import partial
 
     from efficientsam_hf.evaluation.campaign import Campaign, score_proposals
@@ -186,7 +186,6 @@ def progress_of(rank: int) -> Callable:
 
 def load_all(sources: list[str] | None, device: str | None) -> Any:
     """Predictors with what is to be told of them, loaded one after the other."""
-    import torch
     from transformers.utils import logging
 
     from efficientsam_hf.evaluation.campaign import describe_model
@@ -194,27 +193,43 @@ def load_all(sources: list[str] | None, device: str | None) -> Any:
     from .predictors import load_predictor
 
     logging.disable_progress_bar()
-    place = device or str(torch.accelerator.current_accelerator() or "cpu")
-    if place == "cuda":
-        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    place = place_of(device)
     wanted: list[str | None] = [*sources] if sources else [None]
     for source in wanted:
         predictor = load_predictor(source, place)
         yield predictor, describe_model(predictor, source or "bundled", place.split(":")[0])
 
 
+def place_of(device: str | None) -> str:
+    """The device's name, under torchrun this process's own.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    import torch
+
+    place = device or str(torch.accelerator.current_accelerator() or "cpu")
+    if place == "cuda":
+        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {place}: no such device here: {str(error).splitlines()[0]}") from error
+    return place
+
+
 def tell(campaign: Any) -> None:
     """The tables, what was left out, and where everything is; once."""
     from efficientsam_hf.evaluation.ground_truth import describe
     from efficientsam_hf.evaluation.skips import Skips
-    from efficientsam_hf.evaluation.tables import figure_rows, interactive_rows, markdown, noc_rows
+    from efficientsam_hf.evaluation.tables import figure_rows, interactive_rows, markdown, noc_rows, recall_rows
 
     if campaign.share.rank:
         return
     results = campaign.results
     scored = [result for result in results if "protocols" in result]
     tables = [("", interactive_rows(scored)), ("", noc_rows(scored)), ("mask AP", figure_rows(results, "ap"))]
-    tables += [("boundary AP", figure_rows(results, "boundary_ap")), ("average recall", figure_rows(results, "ar"))]
+    tables += [("boundary AP", figure_rows(results, "boundary_ap")), ("average recall", recall_rows(results))]
     for title, rows in tables:
         if rows:
             typer.echo(f"{title}\n" if title else "", nl=bool(title))

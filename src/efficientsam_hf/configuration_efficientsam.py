@@ -66,6 +66,11 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {self.drop_path_rate}")
+        if self.window_size < 0 or self.pyramid_channels < 1:
+            raise ValueError(
+                "window_size must be at least 0 and pyramid_channels at least 1, "
+                f"got {self.window_size} and {self.pyramid_channels}"
+            )
         if any(len(row) != 6 for row in self.stem_stages):
             raise ValueError(
                 "a row of stem_stages is kernel, stride, expansion, channels, repeats, dilation; "

@@ -37,7 +37,7 @@ from .loss_efficientsam import segmentation_loss
 NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
 # What a CPU's cache holds, rows of an MLP's hidden layer and cells enlarged four times.
-MLP_ROWS, DRAWN_CELLS = 512, 256
+MLP_ROWS, DRAWN_CELLS = 512, 2048
 
 
 @dataclass
@@ -1118,17 +1118,19 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         variance = lengths.square().sum(1, keepdim=True) / cells[0].numel()
         factor = (variance + self.upscale_norm.eps).rsqrt().to(cells.dtype)
         gain, shift = self.upscale_norm.weight.repeat(4) * factor, self.upscale_norm.bias.repeat(4)
+        halving = spreading_matrix(self.upscale_conv2), self.upscale_conv2.bias.repeat(4)
         fine = prepared.fine
         if fine is not None:
             fine = fine[:, None].expand(-1, tokens.shape[1], -1, -1, -1).flatten(0, 1)
         if cells.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            masks = self.draw_cells(cells, gain, shift, weights, fine)
+            masks = self.draw_cells(cells, gain, shift, halving, weights, fine)
         else:
             # Some cells at a time, so that what is large stays in the cache and in memory that is used again.
             parts = cells.split(DRAWN_CELLS, dim=1)
             details = [None] * len(parts) if fine is None else fine.split(DRAWN_CELLS, dim=1)
             parts = [
-                self.draw_cells(part, gain, shift, weights, own) for part, own in zip(parts, details, strict=True)
+                self.draw_cells(part, gain, shift, halving, weights, own)
+                for part, own in zip(parts, details, strict=True)
             ]
             masks = torch.cat(parts, dim=2)
         # Cells, then halves of cells, then quarters, by row and column each: brought into rows and columns of pixels.
@@ -1136,17 +1138,29 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         return masks.reshape(*tokens.shape[:2], masks.shape[1], 4 * height, 4 * width)
 
     def draw_cells(
-        self, cells: Tensor, gain: Tensor, shift: Tensor, weights: Tensor, fine: Tensor | None = None
+        self,
+        cells: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        halving: tuple[Tensor, Tensor],
+        weights: Tensor,
+        fine: Tensor | None = None,
     ) -> Tensor:
         """Cells (N, S, 4 * channels) to be normed and enlarged, filters (N, M, channels) -> logits (N, M, S, 16).
 
-        `fine` (N, S, 4, 4 * channels) are the fine details, if any.
+        `halving` is the second enlargement's matrix and bias, `fine` (N, S, 4, 4 * channels) the fine details, if any.
         """
-        halves = self.activation(torch.addcmul(shift, cells, gain)).unflatten(-1, (4, -1))
-        quarters = F.linear(halves, spreading_matrix(self.upscale_conv2), self.upscale_conv2.bias.repeat(4))
+        halves = self.activate(torch.addcmul(shift, cells, gain)).unflatten(-1, (4, -1))
+        quarters = F.linear(halves, *halving)
         quarters = quarters if fine is None else quarters.add_(fine)
-        quarters = self.activation(quarters).unflatten(-1, (4, -1)).flatten(1, 3)
+        quarters = self.activate(quarters).unflatten(-1, (4, -1)).flatten(1, 3)
         return (weights @ quarters.transpose(1, 2)).unflatten(-1, (-1, 16))
+
+    def activate(self, values: Tensor) -> Tensor:
+        """The activation, in place where nothing is to be learnt: new memory costs a CPU as much as the arithmetic."""
+        if self.config.hidden_act == "gelu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return torch.ops.aten.gelu_(values)
+        return self.activation(values)
 
     def mask_weights(self, mask_tokens: Tensor, chosen: slice) -> Tensor:
         """Each chosen mask token's own network turns it into a filter: (B, Q, tokens, C) -> (B, Q, M, channels)."""

@@ -13,6 +13,7 @@ from .blobs import Blob, find_blobs
 from .sa1b import LARGEST_PICTURE, LabelledPicture
 
 logger = logging.getLogger(__name__)
+FARTHEST = 1_000_000  # pixels, of a polygon's corner
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,27 @@ class CocoPicture(LabelledPicture):
 
 
 def run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
-    """COCO's polygons `[[x0, y0, x1, y1, ...], ...]`, or run lengths -> run lengths; None of nothing."""
+    """COCO's polygons `[[x0, y0, x1, y1, ...], ...]`, or run lengths -> run lengths; None of nothing.
+
+    Raises:
+        ValueError: for a corner that is no number, or farther away than any picture is large.
+    """
     if isinstance(segmentation, dict):
         return segmentation
     from pycocotools import mask as coco_mask
 
     # Four numbers are two points, which pycocotools would take for a box.
     polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+    # It would walk there, and take all memory on the way.
+    far = [number for polygon in polygons for number in polygon if not is_near(number)]
+    if far:
+        raise ValueError(f"corners of polygons must be numbers between -{FARTHEST:,} and {FARTHEST:,}, got {far[0]}")
     return coco_mask.merge(coco_mask.frPyObjects(polygons, *size)) if polygons else None
+
+
+def is_near(coordinate: Any) -> bool:
+    """Whether a corner of a polygon can be drawn."""
+    return isinstance(coordinate, int | float) and -FARTHEST < coordinate < FARTHEST
 
 
 def find_coco_pictures(annotations: str | Path, pictures: str | Path) -> list[LabelledPicture]:

@@ -8,9 +8,10 @@ from typing import Any
 from PIL import Image
 
 from ..masks_efficientsam import decode_rle
-from .coco_ap import average_precision, read_detections, segment_detections, true_dataset
+from .coco_ap import average_precision, true_dataset
 from .contact_sheet import Case, draw_sheet
-from .ground_truth import dataset_hash, find_true_pictures, read_dataset, true_objects
+from .detections import read_detections, segment_detections
+from .ground_truth import TruePicture, dataset_hash, find_true_pictures, read_dataset, true_objects
 from .interactive import Settings, evaluate_picture
 from .journal import Journal, Share, answer_all
 from .predictor import Predictor
@@ -59,6 +60,8 @@ class Campaign:
         self.skips = Skips(self.strict)
         pictures = find_true_pictures(self.images, self.annotations, self.skips, self.unlabelled)
         self.pictures = pictures[: self.limit]
+        beyond = pictures[self.limit :] if self.limit else []
+        self.beyond = {picture.entry["id"] for picture in beyond if isinstance(picture, TruePicture)}
         self.categories = read_dataset(self.annotations).get("categories", []) if self.annotations else []
         self.truth_hash = dataset_hash(self.pictures)
         self.journals: list[Journal] = []
@@ -77,10 +80,13 @@ class Campaign:
         sizes = [record["size"] and tuple(record["size"]) for record in records]
         return true_dataset(self.pictures, sizes, self.categories)
 
-    def add(self, task: str, model: dict[str, Any], records: list[dict[str, Any]], **found: Any) -> None:
-        """Keep a model's results, and what they are results of."""
+    def add(
+        self, task: str, model: dict[str, Any], records: list[dict[str, Any]], skips: Skips | None = None, **found: Any
+    ) -> None:
+        """Keep a model's results, and what they are results of; `skips` are of what was asked of it alone."""
         data = describe_data(self.images, self.annotations, records, self.truth_hash)
-        skipped = Skips.of([self.skips.record(), *(record.get("skipped", {}) for record in records)]).record()
+        noted = [self.skips.record(), (skips or Skips()).record()]
+        skipped = Skips.of([*noted, *(record.get("skipped", {}) for record in records)]).record()
         known = {"task": task, "model": model, "data": data, "skipped": skipped, **found}
         self.results.append({**known, "ms_a_picture": time_spent(records)})
         self.rows += [{"model": model["name"], **record} for record in records]
@@ -126,22 +132,23 @@ def score_interactive(
 
 def box_precision(campaign: Campaign, records: Sequence[dict[str, Any]], boundary: bool) -> dict[str, Any]:
     """AP of the answers to true boxes, the predicted IoU being their score."""
-    truth, answers = campaign.truth_of(records), []
-    categories = [
-        {record.get("id", number): record["category_id"] for number, record in enumerate(picture.read_annotations())}
-        for picture in campaign.pictures
+    answers = [
+        {
+            "image_id": number,
+            "category_id": row["category"],
+            "score": row["box"]["trust"],
+            "segmentation": row["box"]["answer"],
+        }
+        for number, record in enumerate(records)
+        for row in record["masks"]
     ]
-    for number, record in enumerate(records):
-        for row in record["masks"]:
-            answer = {"image_id": number, "category_id": categories[number][row["id"]], "score": row["box"]["trust"]}
-            answers.append({**answer, "segmentation": row["box"]["answer"]})
-    return precision(truth, answers, boundary)
+    return precision(campaign.truth_of(records), answers, boundary)
 
 
 def precision(truth: dict[str, Any], answers: Sequence[dict[str, Any]], boundary: bool) -> dict[str, Any]:
     """`ap`, and if wanted `boundary_ap`."""
     found = {"ap": average_precision(truth, answers)}
-    return found | ({"boundary_ap": average_precision(truth, answers, boundary=True)} if boundary else {})
+    return found | ({"boundary_ap": average_precision(truth, answers, "boundary")} if boundary else {})
 
 
 def placed(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -160,7 +167,8 @@ def score_detections(
     """A detector's boxes to masks, with the detector's scores, and their AP."""
     if not campaign.categories:
         raise ValueError("detections want --annotations with categories, COCO's or LVIS's")
-    boxes = read_detections(detections, campaign.pictures, campaign.categories, campaign.skips)
+    skips = Skips(campaign.strict)
+    boxes = read_detections(detections, campaign.pictures, campaign.categories, skips, campaign.beyond)
     records = campaign.ask(
         model,
         lambda number: segment_detections(
@@ -173,7 +181,7 @@ def score_detections(
     found: dict[str, Any] = {"detections": str(detections), "boxes": sum(map(len, boxes)), "refine": refine}
     if campaign.share.rank == 0:
         found |= precision(campaign.truth_of(records), placed(records), boundary)
-    campaign.add("detections", model, records, **found)
+    campaign.add("detections", model, records, skips, **found)
 
 
 def score_proposals(
@@ -192,11 +200,7 @@ def score_proposals(
     masks = sum(len(record["masks"]) for record in records)
     found: dict[str, Any] = {"settings": settings, "masks_a_picture": round(masks / len(records), 2)}
     if campaign.share.rank == 0:
-        truth = campaign.truth_of(records)
-        for annotation in truth["annotations"]:
-            annotation["category_id"] = 1
-        truth["categories"] = [{"id": 1, "name": "object"}]
-        found["ar"] = average_recall(truth, placed(records))
+        found["ar"] = average_recall(campaign.truth_of(records), placed(records))
     campaign.add("everything", model, records, **found)
 
 

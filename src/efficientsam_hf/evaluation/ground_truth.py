@@ -5,6 +5,7 @@ Every layout comes in: COCO's and LVIS's JSON beside a folder of pictures, and w
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ def sound_annotations(
             skips.add("an empty mask", name)
         elif rle:
             check_box(record.get("bbox"), size, name, skips)
-            yield {**record, "area": record.get("area") or pixels}, rle
+            yield {**record, "area": sound_area(record.get("area"), pixels, name, skips)}, rle
 
 
 def read_run_lengths(segmentation: Any, size: tuple[int, int], name: str, skips: Skips) -> dict[str, Any] | None:
@@ -206,9 +207,30 @@ def check_box(box: Sequence[float] | None, size: tuple[int, int], name: str, ski
     """Note an annotation whose box (x, y, width, height) lies outside the picture, by more than a pixel's rounding."""
     if box is None:
         return
+    if not is_four_numbers(box):
+        skips.add("a box that is not four finite numbers; its mask was used", f"{name}, {box}")
+        return
     x, y, width, height = box
     if x < -1 or y < -1 or x + width > size[1] + 1 or y + height > size[0] + 1:
         skips.add("a box that reaches outside the picture; its mask was used", name)
+
+
+def is_four_numbers(box: Any) -> bool:
+    """Whether this may be x, y, width, height."""
+    return isinstance(box, list | tuple) and len(box) == 4 and all(map(is_finite, box))
+
+
+def is_finite(value: Any) -> bool:
+    """Whether this is a number, and a finite one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def sound_area(area: Any, pixels: int, name: str, skips: Skips) -> float:
+    """What an annotation says of its area, or, if it says nothing or no number, its pixels."""
+    if area and not is_finite(area):
+        skips.add("an area that is no finite number; pixels were counted", f"{name}, {area}")
+        return pixels
+    return area or pixels
 
 
 def dataset_hash(pictures: Iterable[LabelledPicture]) -> str:
@@ -251,6 +273,8 @@ __all__ = [
     "dataset_hash",
     "describe",
     "find_true_pictures",
+    "is_finite",
+    "is_four_numbers",
     "picture_hash",
     "read_dataset",
     "read_or_note",

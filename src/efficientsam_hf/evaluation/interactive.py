@@ -48,6 +48,12 @@ class Settings:
     masks: int | None = None
     keep: bool = False
 
+    def __post_init__(self) -> None:
+        if self.masks is not None and self.masks < 1:
+            raise ValueError(f"masks must be 1 or more of a picture, got {self.masks}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
 
 @dataclass
 class Walk:
@@ -151,9 +157,9 @@ def evaluate_picture(
 
     Returns:
         `picture` (its name), `sha256` (of its bytes), `size` (H, W, or None if it cannot be read), `skipped`,
-        `seconds` by kind of work, and `masks`: for each its `id`, `area`, and under each protocol's name `points`,
-        `labels`, and the lists `iou`, `oracle`, `boundary`, an entry a prompt; with `settings.keep` also `answer`
-        and `trust`.
+        `seconds` by kind of work, and `masks`: for each its `id`, `area`, `category`, and under each protocol's name
+        `points`, `labels`, and the lists `iou`, `oracle`, `boundary`, an entry a prompt; with `settings.keep` also
+        `answer` and `trust`.
 
     Raises:
         ValueError: in strict mode, for a picture or a mask that cannot be read.
@@ -165,7 +171,7 @@ def evaluate_picture(
         if settings.masks:
             objects = objects[:: -(-len(objects) // settings.masks) or 1]
         digest = picture_hash(picture)
-    rows: list[dict[str, Any]] = [{"id": item.id, "area": item.area} for item in objects]
+    rows: list[dict[str, Any]] = [{"id": item.id, "area": item.area, "category": item.category} for item in objects]
     if photo and objects:
         with watch("encode"):
             embedded = predictor.embed(photo)

@@ -52,8 +52,19 @@ def noc_rows(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def figure_rows(results: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """A row for each model that has figures of this kind: `ap`, `boundary_ap` or `ar`."""
+    """A row for each model that has figures of this kind: `ap` or `boundary_ap`."""
     return [{**who(result), **result[kind]} for result in results if kind in result]
+
+
+def recall_rows(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each model and number of masks that average recall was told for."""
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for number, result in enumerate(results):
+        for title, value in result.get("ar", {}).items():
+            name, most = title.split("@")
+            told = {**who(result), "masks a picture": result["masks_a_picture"], "best": int(most)}
+            rows.setdefault((number, most), told)[name] = value
+    return list(rows.values())
 
 
 def who(result: dict[str, Any]) -> dict[str, Any]:

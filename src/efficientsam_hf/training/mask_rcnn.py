@@ -3,6 +3,7 @@
 torchvision is asked for when a model is built and not before.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +14,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from huggingface_hub import HfApi
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..configuration_efficientsam import PYRAMID_STRIDES
+from ..configuration_efficientsam import PYRAMID_STRIDES, EfficientSamVisionConfig
 from ..masks_efficientsam import masks_to_boxes
 from ..modeling_efficientsam import EfficientSamLayerNorm2d
 from ..modeling_efficientsam_backbone import EfficientSamBackbone
+from ..written_files import written_together
 from .classification import normalize_pixels
 from .encoders import backbone_config, load_backbone
+
+SAVED = ("mask_rcnn.safetensors", "mask_rcnn.json")
 
 
 @dataclass
@@ -62,31 +66,41 @@ class MaskRcnn(nn.Module):
         backbone: With a pyramid as its features.
         names: The classes by their numbers.
         size: Side of the square pictures.
+        head_channels: Of the four convolutions of each head; four times as many leave the box head.
         **fields: Of torchvision's `MaskRCNN`.
 
     Raises:
         ImportError: if torchvision is not there, or does not fit the torch that is.
     """
 
-    def __init__(self, backbone: EfficientSamBackbone, names: Sequence[str], size: int, **fields: Any):
+    def __init__(
+        self,
+        backbone: EfficientSamBackbone,
+        names: Sequence[str],
+        size: int,
+        head_channels: int = 256,
+        **fields: Any,
+    ):
         super().__init__()
         try:
             from torchvision.models.detection import MaskRCNN
             from torchvision.models.detection.anchor_utils import AnchorGenerator
-            from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
-            from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+            from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+            from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
             from torchvision.models.detection.rpn import RPNHead
         except (ImportError, RuntimeError) as fault:
             raise ImportError(
                 f"Mask R-CNN wants a torchvision that fits torch {torch.__version__}: {fault}; Mask2Former wants none"
             ) from fault
         self.names = list(names)
+        # What `load_mask_rcnn` builds it from again.
+        self.settings = {"names": self.names, "size": size, "head_channels": head_channels, **fields}
         maps = PyramidMaps(backbone)
         channels, norm = maps.out_channels, partial(EfficientSamLayerNorm2d, eps=1e-6)
+        widths, classes = [head_channels] * 4, 1 + len(self.names)
         anchors = AnchorGenerator(tuple((side,) for side in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
         self.detector = MaskRCNN(
             maps,
-            num_classes=1 + len(self.names),
             min_size=size,
             max_size=size,
             image_mean=[0.0, 0.0, 0.0],
@@ -94,8 +108,10 @@ class MaskRcnn(nn.Module):
             _skip_resize=True,
             rpn_anchor_generator=anchors,
             rpn_head=RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
-            box_head=FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], norm_layer=norm),
-            mask_head=MaskRCNNHeads(channels, [256] * 4, 1, norm_layer=norm),
+            box_head=FastRCNNConvFCHead((channels, 7, 7), widths, [4 * head_channels], norm_layer=norm),
+            box_predictor=FastRCNNPredictor(4 * head_channels, classes),
+            mask_head=MaskRCNNHeads(channels, widths, 1, norm_layer=norm),
+            mask_predictor=MaskRCNNPredictor(head_channels, head_channels, classes),
             **fields,
         )
 
@@ -144,17 +160,37 @@ def mask_rcnn_inputs(batch: dict[str, Any], generator: torch.Generator | None = 
     return {"pixel_values": pixels, "targets": targets}
 
 
-def save_mask_rcnn(model: MaskRcnn, folder: Path, repo_id: str | None = None) -> None:
-    """The backbone for `EfficientSamBackbone.from_pretrained`, and all weights in `mask_rcnn.safetensors`.
+def save_mask_rcnn(model: MaskRcnn, folder: str | Path, repo_id: str | None = None) -> None:
+    """A folder for `load_mask_rcnn`; `EfficientSamBackbone.from_pretrained` takes the encoder out of it.
 
     Args:
         model: On the CPU.
         folder: Where to.
         repo_id: Repository of the Hub to upload the folder to.
     """
+    folder = Path(folder)
     model.detector.backbone.backbone.save_pretrained(folder)
-    (folder / "names.txt").write_text("\n".join(model.names) + "\n", encoding="utf-8")
-    save_file(model.detector.state_dict(), folder / "mask_rcnn.safetensors")
+    with written_together([folder / name for name in SAVED]) as (weights, settings):
+        save_file(model.detector.state_dict(), weights)
+        settings.write_text(json.dumps(model.settings, indent=2) + "\n", encoding="utf-8")
     if repo_id is not None:
         api = HfApi()
         api.upload_folder(repo_id=api.create_repo(repo_id, exist_ok=True).repo_id, folder_path=folder)
+
+
+def load_mask_rcnn(folder: str | Path) -> MaskRcnn:
+    """What `save_mask_rcnn` wrote, in evaluation mode.
+
+    Raises:
+        ImportError: if torchvision is not there.
+        FileNotFoundError: if the folder has no Mask R-CNN.
+    """
+    folder = Path(folder)
+    lacking = next((name for name in SAVED if not (folder / name).is_file()), None)
+    if lacking is not None:
+        raise FileNotFoundError(f"{folder} holds no Mask R-CNN: wanted {' and '.join(SAVED)}, found no {lacking}")
+    weights, settings = (folder / name for name in SAVED)
+    backbone = EfficientSamBackbone(EfficientSamVisionConfig.from_pretrained(folder))
+    model = MaskRcnn(backbone, **json.loads(settings.read_text(encoding="utf-8")))
+    model.detector.load_state_dict(load_file(weights))
+    return model.eval()

@@ -1,0 +1,164 @@
+"""What is wrong with annotations, pictures and results: left out, named and counted, or, in strict mode, the end."""
+
+import json
+
+import pytest
+from oracles import Oracle, write_coco
+from test_evaluation_coco import MODEL, campaign, write_detections
+
+from efficientsam_hf.evaluation.campaign import score_detections, score_interactive
+from efficientsam_hf.evaluation.ground_truth import read_dataset
+from efficientsam_hf.evaluation.interactive import Settings
+from efficientsam_hf.evaluation.protocols import find_protocol
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return (tmp_path, *write_coco(tmp_path, 3))
+
+
+def spoil(coco, **changes):
+    """The data set with its first annotation changed."""
+    _, path, _ = coco
+    content = read_dataset(path)
+    content["annotations"][0].update(changes)
+    path.write_text(json.dumps(content))
+
+
+BAD = [
+    ({"segmentation": [[1, 2, 3, 4]]}, "a polygon of fewer than three points", 8),
+    ({"segmentation": {"size": [61, 80], "counts": [61 * 80]}}, "run lengths of another size than the picture", 8),
+    ({"segmentation": {"size": [60, 80], "counts": "0"}}, "a segmentation that cannot be read", 8),
+    ({"segmentation": []}, "an empty mask", 8),
+    ({"segmentation": [[1, 1, 9, float("nan"), 9, 9]]}, "a segmentation that cannot be read", 8),
+    ({"segmentation": [[1, 1, 9e12, 5, 9, 9]]}, "a segmentation that cannot be read", 8),
+    ({"segmentation": [[500, 500, 900, 500, 900, 900]]}, "an empty mask", 8),
+    ({"bbox": [70, 50, 30, 30]}, "a box that reaches outside the picture; its mask was used", 9),
+    ({"bbox": [1, 2, 3]}, "a box that is not four finite numbers; its mask was used", 9),
+    ({"area": "large"}, "an area that is no finite number; pixels were counted", 9),
+    ({"category_id": 77}, "an annotation of an unknown category", 8),
+    ({"image_id": 77}, "an annotation of a picture that the JSON does not have", 8),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason", "masks"), BAD, ids=lambda value: str(value)[:30])
+def test_bad_annotations_are_counted_or_stop_everything(coco, changes, reason, masks):
+    spoil(coco, **changes)
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    (result,) = asked.results
+    assert result["skipped"][reason]["count"] == 1
+    assert "annotation" in result["skipped"][reason]["such_as"][0]
+    assert result["protocols"][0]["masks"] == masks
+    assert result["protocols"][0]["at"]["1"]["miou"] == result["ap"]["AP"] == 1.0
+    with pytest.raises(ValueError, match=reason):
+        score_interactive(
+            campaign(coco, strict=True), Oracle(coco[2]), MODEL, [find_protocol("box")], Settings(seed=1)
+        )
+
+
+def test_missing_pictures_are_counted_or_stop_everything(coco):
+    (coco[0] / "images" / "1.png").unlink()
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("sam")], Settings())
+    assert asked.results[0]["skipped"]["no such picture"]["count"] == 1
+    assert asked.results[0]["data"]["pictures"] == 2
+    with pytest.raises(ValueError, match=r"1\.png in .*: no such picture"):
+        campaign(coco, strict=True)
+    for left in (coco[0] / "images").iterdir():
+        left.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no picture of .*instances\.json in .*: 3 x no such picture"):
+        campaign(coco)
+
+
+def test_a_broken_picture_is_counted_or_stops_everything(coco):
+    (coco[0] / "images" / "1.png").write_bytes((coco[0] / "images" / "1.png").read_bytes()[:80])
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    assert asked.results[0]["skipped"]["a picture that cannot be read"]["count"] == 1
+    assert asked.results[0]["protocols"][0]["masks"] == 6
+    assert asked.results[0]["ap"]["AP"] == 1.0
+    with pytest.raises(ValueError, match=r"1\.png in .* is no readable picture"):
+        score_interactive(
+            campaign(coco, strict=True), Oracle(coco[2]), MODEL, [find_protocol("box")], Settings(seed=1)
+        )
+    other = campaign(coco)
+    score_detections(other, Oracle(coco[2]), MODEL, write_detections(coco))
+    assert other.results[0]["ap"]["AP"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bbox": [90, 5, 10, 10]}, "a box beside the picture"),
+        ({"bbox": [5, 5, 0, 10]}, "a box without an area"),
+        ({"bbox": [5, 5, 10]}, "a box that is not four finite numbers"),
+        ({"category_id": 77}, "a result of an unknown category"),
+        ({"score": None}, "a score that is no finite number"),
+        ({"score": float("nan")}, "a score that is no finite number"),
+        ({"image_id": 77}, "a result for a picture that is not evaluated"),
+        ({"image_id": [0]}, "a result for a picture that is not evaluated"),
+    ],
+)
+def test_bad_detections_are_counted_or_stop_everything(coco, changes, reason):
+    path = write_detections(coco)
+    found = json.loads(path.read_text())
+    found.append({**found[0], **changes})
+    path.write_text(json.dumps(found))
+    asked = campaign(coco)
+    score_detections(asked, Oracle(coco[2]), MODEL, path)
+    assert asked.results[0]["skipped"][reason]["count"] == 1
+    assert asked.results[0]["ap"]["AP"] == 1.0
+    with pytest.raises(ValueError, match=f"result 9.*{reason}"):
+        score_detections(campaign(coco, strict=True), Oracle(coco[2]), MODEL, path)
+
+
+def test_an_empty_results_file_is_zero_or_stops(coco):
+    path = coco[0] / "detections.json"
+    path.write_text("[]")
+    asked = campaign(coco)
+    score_detections(asked, Oracle(coco[2]), MODEL, path)
+    assert asked.results[0]["ap"]["AP"] == 0.0
+    assert asked.results[0]["skipped"]["an empty results file"]["count"] == 1
+    with pytest.raises(ValueError, match="an empty results file"):
+        score_detections(campaign(coco, strict=True), Oracle(coco[2]), MODEL, path)
+    path.write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="is no list of image_id, category_id, bbox and score"):
+        score_detections(campaign(coco), Oracle(coco[2]), MODEL, path)
+
+
+def test_what_is_wrong_with_results_is_counted_for_each_model_alone(coco):
+    path = write_detections(coco, category_id=77)
+    asked = campaign(coco)
+    for _ in range(2):
+        score_detections(asked, Oracle(coco[2]), MODEL, path)
+    assert [result["skipped"]["a result of an unknown category"]["count"] for result in asked.results] == [9, 9]
+
+
+def test_results_beyond_the_limit_are_no_fault(coco):
+    asked = campaign(coco, limit=2, strict=True)
+    score_detections(asked, Oracle(coco[2]), MODEL, write_detections(coco))
+    assert asked.results[0]["boxes"] == 6
+    assert asked.results[0]["ap"]["AP"] == 1.0
+
+
+def test_two_annotations_of_one_id_keep_their_categories(coco):
+    spoil(coco, id=2)
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    assert asked.results[0]["ap"]["AP"] == 1.0
+
+
+def test_settings_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match="masks must be 1 or more of a picture, got 0"):
+        Settings(masks=0)
+    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+        Settings(seed=-1)
+
+
+def test_crowds_are_an_option(coco):
+    spoil(coco, iscrowd=1)
+    for crowds, masks in ((False, 8), (True, 9)):
+        asked = campaign(coco)
+        score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("sam")], Settings(crowds=crowds))
+        assert asked.results[0]["protocols"][0]["masks"] == masks
