@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 from efficientsam_hf import EfficientSamModel, EfficientSamProcessor, default_checkpoint, save_for_hub
 from efficientsam_hf.data.augmentation import Augmentation
 from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
+from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures, split_pictures
 from efficientsam_hf.evaluation.held_out import score_held_out
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
@@ -83,13 +84,13 @@ def main(args: Arguments) -> None:
     parameters = sum(part.numel() for part in model.parameters() if part.requires_grad)
     print(f"{len(pictures)} pictures to train on, {len(held)} to choose by, {parameters:,} parameters trained")
 
-    folder, best = Path(args.output_dir), BestScore(args.patience)
+    folder, best, skipped = Path(args.output_dir), BestScore(args.patience), SkippedPictures()
     examples = find_examples(held)
     before = [answer_boxes(model, processor, example) for example in examples]
     report(0, model, processor, held, best)
     keep(model, processor, folder, args)
     task.train()
-    for step, batch in enumerate(loader):
+    for step, batch in enumerate(map(skipped.advance, loader)):
         set_learning_rate(
             optimizer, warmup_cosine(step, peak=args.learning_rate, warmup=args.warmup, total=args.max_steps)
         )
@@ -111,6 +112,8 @@ def main(args: Arguments) -> None:
     after = [answer_boxes(model, processor, example) for example in examples]
     drawn = draw_answers(examples, list(zip(before, after, strict=True)))
     Image.fromarray(drawn).save(folder / "before_after.png")
+    if skipped.skipped:
+        print(skipped)
     print(f"best after step {best.step}: {folder / 'model'}; truth, before, after: {folder / 'before_after.png'}")
 
 

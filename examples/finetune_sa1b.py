@@ -30,6 +30,7 @@ from efficientsam_hf.data.augmentation import Augmentation
 from efficientsam_hf.data.pair_reading import PairReader
 from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
 from efficientsam_hf.data.shards import find_shards, is_streamed
+from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures, split_pictures
 from efficientsam_hf.data.streaming import ShardStream, StreamPosition
 from efficientsam_hf.efficientnet import start_from_efficientnet
@@ -50,7 +51,7 @@ from efficientsam_hf.training.optimization import (
 from efficientsam_hf.training.overlays import answer_boxes, draw_answers, find_examples
 from efficientsam_hf.training.progress import BestScore, LossMeter, batches_per_step, log_pictures, steps_of
 from efficientsam_hf.training.recipes import RECIPES, PromptRecipe
-from efficientsam_hf.training.weights import averaged_model, trained_model, twin_for_shards
+from efficientsam_hf.training.weights import averaged_model, keep_shares_whole, trained_model, twin_for_shards
 
 # The mean squared error of a predicted IoU is below 1 unless something has gone wrong; early on it may be a bit more.
 MOST_IOU_ERROR = 10.0
@@ -195,6 +196,7 @@ def main(args: Arguments) -> None:
         # A mask token that answers no prompt, or is never nearest, has a network without a gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    keep_shares_whole(accelerator)
     accelerator.init_trackers("log", {k: v for k, v in asdict(args).items() if isinstance(v, int | float | str)})
     accumulate = batches_per_step(args.total_batch, args.batch_size, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulate
@@ -212,14 +214,14 @@ def main(args: Arguments) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(task, args.weight_decay, shares), lr=args.learning_rate)
     task, optimizer = accelerator.prepare(task, optimizer)
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
-    position, best = None, BestScore(args.patience)
+    position, best = SkippedPictures(), BestScore(args.patience)
     if not sources:
         position = StreamPosition(args.lanes or accelerator.num_processes * max(args.workers, 1))
-        accelerator.register_for_checkpointing(position)
-    accelerator.register_for_checkpointing(best)
+    accelerator.register_for_checkpointing(position, best)
     step = checkpoints.resume()
-    if position is None:
+    if sources:
         loader = accelerator.prepare(numbered_batches(args, sources, processor, step, max_steps))
+        loader = map(position.advance, loader)
     else:
         loader = streamed_batches(args, processor, step, accelerator, position)
     schedule = {"linear": warmup_linear, "cosine": warmup_cosine}[args.schedule]
@@ -239,7 +241,8 @@ def main(args: Arguments) -> None:
             # By the batch's number over all processes, so that two draw what one would.
             draw = (first_step * accumulate + number) * processes + accelerator.process_index
             # Called, never task.forward: the call is what synchronises the processes.
-            losses = task(**batch, generator=seeded_generator(args.seed, draw, device=accelerator.device))
+            with accelerator.autocast():
+                losses = task(**batch, generator=seeded_generator(args.seed, draw, device=accelerator.device))
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(task.parameters(), args.max_grad_norm)
@@ -274,8 +277,8 @@ def main(args: Arguments) -> None:
 
     checkpoints.save(step)
     # Saving has gathered what all processes skipped.
-    if position is not None and position.skipped:
-        accelerator.print(f"{len(position.skipped)} skipped, such as: {'; '.join(sorted(position.skipped)[:3])}")
+    if position.skipped:
+        accelerator.print(position)
     model = trained_model(accelerator, task, ema, twin)
     # The wrapper goes before the process group: the other way round the last of gloo's threads may wait for Python
     # while Python waits for it.

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from efficientsam_hf.data.augmentation import Augmentation, draw_crop, jitter_colors, paste_objects, paste_shapes
 from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
+from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
 from efficientsam_hf.masks_efficientsam import decode_rle
 
@@ -110,6 +113,19 @@ def test_what_is_no_tar_is_said(tmp_path: Path):
         find_pairs(make_tar(tmp_path / "set.tgz", scene_files(1), mode="w:gz"))
 
 
+def test_a_shard_cut_short_gives_what_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    shard = make_tar(tmp_path / "set.tar", scene_files(3))
+    with tarfile.open(shard) as archive:
+        members = archive.getmembers()
+    content = shard.read_bytes()
+    # In the second pair's JSON, and with a broken header in its place.
+    for spoilt in (content[: members[3].offset + 600], content[: members[3].offset] + b"?" * 1024):
+        shard.write_bytes(spoilt)
+        caplog.clear()
+        assert [pair.name for pair in find_pairs(shard)][:1] == ["sa_0"]
+        assert re.search(r"set\.tar is cut short, [34] files into it", caplog.text)
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture at all"])
 def test_a_spoilt_picture_is_named(content: bytes, tmp_path: Path, processor):
     pairs = find_pairs(make_tar(tmp_path / "set.tar", {**scene_files(1), "sa_0.jpg": content}))
@@ -188,7 +204,6 @@ def test_samples_are_the_loss_s_labels(shard: Path, processor):
         ({}, 2),
         ({"smallest_share": 0.15}, 1),
         ({"largest_share": 0.15, "smallest_share": 0.05}, 1),
-        ({"smallest_share": 0.5}, 0),
     ],
 )
 def test_masks_beyond_the_limits_are_left_out(limits: dict, wanted: int, tmp_path: Path, processor):
@@ -198,13 +213,16 @@ def test_masks_beyond_the_limits_are_left_out(limits: dict, wanted: int, tmp_pat
     pairs = find_pairs(make_folder(tmp_path, {"a.jpg": picture, "a.json": annotations}))
     labels = Sa1bSamples([pairs], processor, length=1, masks_per_image=5, **limits)[0]["labels"]
     assert (labels >= 0).all((1, 2)).sum() == wanted
+    for nothing in ({"smallest_share": 0.5}, {"smallest_share": 1e-9, "largest_share": 0.001}):
+        with pytest.raises(ValueError, match=r"nothing to train on in 100 draws: \['a in .*of fitting size'\]"):
+            Sa1bSamples([pairs], processor, length=1, masks_per_image=5, **nothing)[0]
 
 
 def test_masks_are_drawn_anew_for_every_sample(shard: Path, processor):
     samples = Sa1bSamples([find_pairs(shard)[:1]], processor, length=20, masks_per_image=1, largest_share=1.0)
     areas = {sample["labels"].clamp(min=0).sum().item() for sample in map(samples.__getitem__, range(20))}
-    # The box, the disc, nearly everything, and nothing where the pixel was drawn.
-    assert len(areas) == 4
+    # The box, the disc, nearly everything; where the pixel was drawn, which nobody would see, another draw stands in.
+    assert len(areas) == 3
 
 
 def test_masks_beyond_the_limits_take_no_place(tmp_path: Path, processor):
@@ -244,6 +262,31 @@ def test_a_sample_depends_on_seed_and_number_alone(shard: Path, processor):
     assert [digest(later[n]) for n in range(4)] == wanted[5:]
     other = Sa1bSamples([pairs], processor, length=9, augmentation=WILD, seed=5)
     assert not {digest(other[n]) for n in range(9)} & set(wanted)
+
+
+def test_what_cannot_be_used_is_skipped_by_name(tmp_path: Path, processor):
+    """Another picture stands in for it, the same again each time; samples that never met it stay as they were."""
+    files = {**scene_files(5), "sa_1.jpg": b"no picture", "sa_2.json": b"[]", "sa_3.json": b'{"annotations": []}'}
+    whole, spoilt = (
+        Sa1bSamples([find_pairs(make_folder(tmp_path / name, given))], processor, length=20, augmentation=WILD)
+        for name, given in (("whole", scene_files(5)), ("spoilt", files))
+    )
+    drawn, position = [spoilt[number] for number in range(20)], SkippedPictures()
+    assert [digest(sample) for sample in drawn] == [digest(spoilt[number]) for number in range(20)]
+    for number, sample in enumerate(drawn):
+        assert (digest(sample) == digest(whole[number])) == (not sample["skipped"])
+        assert sample["labels"].amax() == 1
+        left = position.advance({name: [value] for name, value in sample.items()})
+        assert left.keys() == {"pixel_values", "labels"}
+    first, second, third = sorted(position.skipped)  # each once, however often it was met
+    assert re.match(r"sa_1 in .*sa_1\.jpg is no readable picture", first)
+    assert re.match(r"sa_2 in .*sa_2\.json has no readable annotations: list indices", second)
+    assert re.match(r"sa_3 in .*: none of 0 drawn masks is of fitting size", third)
+    assert str(position) == f"3 skipped, such as: {first}; {second}; {third}"
+    resumed = SkippedPictures()
+    assert str(resumed) == ""
+    resumed.load_state_dict(position.state_dict())
+    assert resumed.skipped == position.skipped
 
 
 @pytest.mark.parametrize(("first", "wanted"), [(0, 9), (5, 4), (9, 0), (12, 0)])

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import REPOSITORY, stem_config, tiny_config
 from PIL import Image
 from safetensors.torch import load_file
@@ -57,9 +59,9 @@ def options(inputs: dict, output: Path, *more: str) -> list[str]:
     return [*given, "--batch_size", "2", "--warmup", "1", "--learning_rate", "1e-3", "--log_every", "1", *more]
 
 
-def launch(launcher: str, *arguments: str) -> str:
-    """What the command prints; the launcher is the one beside this Python."""
-    environment = {**os.environ, **PLAIN, "PYTHONPATH": str(REPOSITORY / "src")}
+def launch(launcher: str, *arguments: str, **more: str) -> str:
+    """What the command prints; the launcher is the one beside this Python. `more` goes into its environment."""
+    environment = {**os.environ, **PLAIN, "PYTHONPATH": str(REPOSITORY / "src"), **more}
     command = [str(SCRIPTS / launcher), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -160,6 +162,36 @@ def test_two_processes_learn_what_one_does_with_accumulation(inputs, run, tmp_pa
     one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def environment_of(launch_file: Path) -> dict[str, str]:
+    """What `accelerate launch` tells the processes that it starts by this file."""
+    given = launch_command_parser().parse_args(["--config_file", str(launch_file), "script.py"])
+    told = prepare_multi_gpu_env(_validate_launch_command(given)[0])
+    return {name: value for name, value in told.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+
+
+@pytest.mark.slow
+def test_shared_out_weights_learn_the_same_and_go_on(inputs, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the launch file for FSDP, in bfloat16: what one process learns, whole in the end, past a stop."""
+    environment = environment_of(FINETUNE.parent / "accelerate" / "gpu_x8_fsdp.yaml") | PLAIN
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    more = ["--max_steps", "3", "--hold_out", "3", "--eval_every", "3", "--eval_pictures", "1"]
+    together, parts = "", options(inputs, tmp_path / "parts", *more)
+    command = ["torchrun", "--nproc-per-node", "2", str(REPOSITORY / "tests" / "fsdp_on_cpu.py"), str(FINETUNE)]
+    for stop in (["--max_minutes", "0"], []):
+        together += launch(*command, *parts, *stop, **environment)
+    assert "2 process(es) of 1 batch(es) a step, 1 of 3 steps done" in together
+    assert (tmp_path / "parts" / "step_3" / "pytorch_model_fsdp.bin").exists()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", environment["ACCELERATE_MIXED_PRECISION"])
+    alone = run(*options(inputs, tmp_path / "one", *more))
+    losses = [[float(line.split()[3]) for line in steps_in(printed)] for printed in (alone, together)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+    assert len(measured_in(together)) == 1
+    one, shared = weights_of(tmp_path / "one"), weights_of(tmp_path / "parts")
+    assert one.keys() == shared.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_a_loss_that_explodes_names_the_last_good_state(inputs, run, tmp_path: Path):
@@ -307,6 +339,20 @@ def test_a_stream_stops_and_goes_on_bit_for_bit(inputs, run, tmp_path: Path):
     assert "skipped, such as: sa_1 in" in resumed
     with pytest.raises(ValueError, match="a stream of 2 lanes, found 1 now"):
         run(*options(given, tmp_path / "parts", "--max_steps", "4"))
+
+
+def test_a_numbered_picture_that_cannot_be_read_is_skipped_and_named(inputs, run, run_custom, tmp_path: Path):
+    """Also after the run has gone on, and where it is one of those to measure on."""
+    files = {**scene_files(7), "sa_0.jpg": b"", "sa_5.jpg": b"", "sa_6.json": b""}
+    folder = str(make_folder(tmp_path / "set", files))
+    given = options(with_sources(inputs, folder), tmp_path / "run", "--hold_out", "4", "--eval_every", "2")
+    assert "2 skipped, such as: sa_5 in" in run(*given, "--max_steps", "4")
+    printed = run(*given, "--max_steps", "5")
+    assert "2 skipped, such as: sa_5 in" in printed
+    assert len(measured_in(printed)) == 1
+    start = str(tmp_path / "run" / "model")
+    given = ["--source", folder, "--model", start, "--output_dir", str(tmp_path / "custom"), "--max_steps", "4"]
+    assert "2 skipped, such as: sa_5 in" in run_custom(*given, "--eval_every", "4")
 
 
 @pytest.mark.slow

@@ -121,3 +121,18 @@ def test_the_error_of_the_iou_is_squared_or_not(pixels, labels):  # noqa: F811
     torch.testing.assert_close(squared, absolute**2)
     with pytest.raises(ValueError, match="iou_error must be squared or absolute, got 'l1'"):
         InteractiveSegmentation(make_model(tiny_config()), replace(PromptRecipe(), iou_error="l1"))(pixels, labels)
+
+
+@pytest.mark.parametrize("token_0", [False, True])
+@pytest.mark.parametrize(
+    "recipe", [*RECIPES.values(), PromptRecipe(), PromptRecipe(single_mask_alone=True)], ids=[*RECIPES, "one", "alone"]
+)
+def test_every_batch_reaches_what_is_trained(recipe, token_0, pixels, labels):  # noqa: F811
+    """Otherwise an optimizer lacks states, which FSDP does not resume, and ranks wait for each other's gradients."""
+    model = able_model(single_mask_token=token_0)
+    task = InteractiveSegmentation(model, recipe).train()
+    padding, empty = torch.full_like(labels, -1), torch.zeros_like(labels)
+    for seed, masks in enumerate((labels, labels[:, :1], padding, empty)):
+        task(pixels, masks, generator(seed))["loss"].backward()
+        assert [name for name, part in model.named_parameters() if (part.grad is None) == part.requires_grad] == []
+        model.zero_grad()

@@ -4,6 +4,8 @@ import functools
 import http.server
 import json
 import re
+import socket
+import struct
 import tarfile
 import threading
 from collections import Counter
@@ -95,6 +97,49 @@ def test_a_web_server_s_shard_is_that_of_the_disk(tmp_path: Path):
     ]
     assert contents[0] == contents[1]
     assert len(remote) == 3
+
+
+class FailingServer(http.server.BaseHTTPRequestHandler):
+    """Knows `half.tar`, of whose bytes (`content`) it gives a part before it hangs up."""
+
+    content = b""
+
+    def do_GET(self) -> None:
+        if self.path != "/half.tar":
+            return self.send_error(404)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.content)
+        # Not closed but reset, which its client hears of as an error.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return self.connection.close()
+
+    def log_message(self, *_) -> None:
+        """Nothing."""
+
+
+def test_a_server_s_failure_ends_its_shard_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    content, told = make_tar(tmp_path / "sa_0.tar", scene_files(6)).read_bytes(), []
+    monkeypatch.setattr(FailingServer, "content", content[: len(content) // 2])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FailingServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        pairs = [pair for name in ("none", "half") for pair in read_shard(f"{place}/{name}.tar", report=told.append)]
+        server.shutdown()
+    assert len(pairs) < 6
+    assert told[0] == f"{place}/none.tar is out of reach, 0 pairs into it: HTTP Error 404: Not Found"
+    assert re.match(
+        rf"{place}/half\.tar is (out of reach|cut short or no uncompressed tar), \d pairs into it", told[1]
+    )
+
+
+def test_a_system_that_nobody_answers_for_is_named(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_):
+        raise RuntimeError("no way there")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.glob", fail)
+    with pytest.raises(OSError, match=r"nobody tells what lies at memory://set/sa_\*\.tar: no way there"):
+        find_shards(["memory://set/sa_*.tar"])
 
 
 @pytest.mark.parametrize("address", ["{}", "memory://{}"])

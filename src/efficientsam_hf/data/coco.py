@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..masks_efficientsam import rle_area
-from .sa1b import LARGEST_PICTURE, Blob, LabelledPicture, find_blobs
+from .blobs import Blob, find_blobs
+from .sa1b import LARGEST_PICTURE, LabelledPicture
 
 logger = logging.getLogger(__name__)
 FARTHEST = 1_000_000  # pixels, of a polygon's corner

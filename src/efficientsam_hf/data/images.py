@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from .blobs import Blob, find_blobs
 from .crops import Crop, SampleMaker
-from .sa1b import Blob, find_blobs
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from ..masks_efficientsam import decode_rle
+from .blobs import find_blobs
 from .coco import file_names, find_blob, read_instances, run_lengths
 from .images import decode_picture
-from .sa1b import find_blobs
 from .scale_jitter import ScaleJitter
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ..masks_efficientsam import encode_rle
-from .sa1b import Blob, LabelledPicture, find_blobs
+from .blobs import Blob, find_blobs
+from .sa1b import LabelledPicture
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VOID = 255  # PASCAL VOC's border between objects

@@ -12,7 +12,7 @@ from ..image_processing_efficientsam import EfficientSamImageProcessor
 from ..masks_efficientsam import decode_rle
 from .augmentation import Augmentation
 from .run_lengths import shrink_run_lengths
-from .sa1b import LabelledPicture
+from .sa1b import LabelledPicture, vanishing_share
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PairReader:
         # A turned or resized picture would otherwise be trained on masks of other places.
         if wrong:
             raise ValueError(f"{pair.name} in {pair.image.path}: a mask of {wrong[0]} for a picture of {size}")
-        smallest = max(self.smallest_share, self.vanishing_share())
+        smallest = max(self.smallest_share, vanishing_share(self.image_processor, self.augmentation))
         fitting = np.flatnonzero((shares >= smallest) & (shares <= self.largest_share))
         if not len(fitting):
             raise ValueError(
@@ -90,11 +90,6 @@ class PairReader:
                 f"{smallest:.4%} and {self.largest_share:.0%} of the picture"
             )
         return [records[index][1] for index in generator.permutation(fitting)[: self.masks_per_image]]
-
-    def vanishing_share(self) -> float:
-        """Share of the picture below which a mask cannot cover half of a cell, whatever is cropped."""
-        cells = (self.image_processor.size.height // 4) * (self.image_processor.size.width // 4)
-        return self.augmentation.smallest_crop**2 / (2 * cells)
 
     def decode(self, pair: LabelledPicture) -> np.ndarray:
         """The picture's pixels (H, W, 3), uint8; fewer of them where an average gives the training size, too."""

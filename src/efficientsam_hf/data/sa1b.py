@@ -7,39 +7,28 @@ pairs side by side (`sa_1.jpg`, `sa_1.json`) or in `images/` and `annotations/`;
 import io
 import json
 import logging
-import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from ..image_processing_efficientsam import EfficientSamImageProcessor
 from ..masks_efficientsam import decode_rle, masks_to_boxes
 from .augmentation import Augmentation, paste_objects, paste_shapes
+from .blobs import Blob, find_blobs
 
 logger = logging.getLogger(__name__)
 
 # A tenth of a gigapixel, 1.5 GB once its pixels are floats beside bytes. SA-1B's have 1500 by a few thousand.
 LARGEST_PICTURE = 100_000_000
-
-
-@dataclass(frozen=True)
-class Blob:
-    """Some bytes of a file: all of it, or one member of a tar."""
-
-    path: Path
-    offset: int = 0
-    size: int = -1
-
-    def read(self) -> bytes:
-        """The bytes, read anew each time: an open file would not survive the way into a worker."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+# So many draws in a row without a usable picture are no accident.
+FRUITLESS = 100
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,9 @@ class LabelledPicture:
         try:
             image = Image.open(io.BytesIO(self.image.read()))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {error}") from error
+            # Pillow names the place in memory, which is another each time; who counts by reasons wants the same one.
+            reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+            raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {reason}") from error
         if image.width * image.height > LARGEST_PICTURE:
             raise ValueError(
                 f"{self.name} in {self.image.path} has {image.width} x {image.height} pixels, "
@@ -99,7 +90,7 @@ class Pair(LabelledPicture):
         """The records of SA-1B's JSON."""
         try:
             return json.loads(self.annotations.read())["annotations"]
-        except (ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.name} in {self.annotations.path} has no readable annotations: {error}") from error
 
 
@@ -126,25 +117,6 @@ def find_pairs(source: str | Path) -> list[Pair]:
     return [Pair(name, images[name], records[name]) for name in names]
 
 
-def find_blobs(source: str | Path, wanted: str) -> dict[str, Blob]:
-    """Every file of a folder or a tar by its path therein; `wanted` says in errors what was hoped for.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `source`.
-        ValueError: if it is a file, but no uncompressed tar.
-    """
-    source = Path(source)
-    if source.is_dir():
-        return {str(path.relative_to(source)): Blob(path) for path in source.rglob("*") if path.is_file()}
-    if not source.is_file():
-        raise FileNotFoundError(f"nothing at {source}: wanted a folder or a tar of {wanted}")
-    try:
-        with tarfile.open(source, "r:") as archive:
-            return {item.name: Blob(source, item.offset_data, item.size) for item in archive if item.isfile()}
-    except tarfile.ReadError as error:
-        raise ValueError(f"{source} is no uncompressed tar of {wanted}: {error}") from error
-
-
 def pair_name(name: str) -> str:
     """What a picture and its JSON have in common: the path without suffix, `images` and `annotations`."""
     path = Path(name).with_suffix("")
@@ -155,7 +127,8 @@ class Sa1bSamples(Dataset):
     """Numbered training samples: number n is always the same source, picture, masks and augmentation for one seed.
 
     A source is drawn first, then a picture, then masks, so that a source with many masks does not drown the others.
-    That a sample depends on nothing but its number makes stopping, resuming and dividing the work exact.
+    That a sample depends on nothing but its number makes stopping, resuming and dividing the work exact. A picture
+    that cannot be used is named in the log and in `skipped` of the sample that is drawn in its place.
 
     Args:
         sources: Lists of labelled pictures, each drawn with equal chance.
@@ -172,7 +145,7 @@ class Sa1bSamples(Dataset):
     def __init__(
         self,
         sources: Sequence[Sequence[LabelledPicture]],
-        image_processor: Callable[..., dict[str, torch.Tensor]],
+        image_processor: EfficientSamImageProcessor,
         length: int,
         masks_per_image: int = 64,
         augmentation: Augmentation | None = None,
@@ -194,10 +167,28 @@ class Sa1bSamples(Dataset):
     def __len__(self) -> int:
         return max(self.length - self.first, 0)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1."""
-        generator = np.random.default_rng((self.seed, self.first + index))
-        image, masks = self.augmentation(*self.draw_scene(generator), generator)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1.
+
+        Beside them `skipped`, reasons a line each, for `SkippedPictures` to count.
+
+        Raises:
+            ValueError: if no picture of very many can be used.
+        """
+        generator, skipped = np.random.default_rng((self.seed, self.first + index)), []
+        for _ in range(FRUITLESS):
+            try:
+                sample = self.make(*self.draw_scene(generator), generator)
+            except ValueError as error:
+                logger.warning("skipped: %s", error)
+                skipped.append(str(error).replace("\n", " "))
+                continue
+            return {**sample, "skipped": "\n".join(skipped)}
+        raise ValueError(f"nothing to train on in {FRUITLESS} draws: {sorted(set(skipped))[:3]}")
+
+    def make(self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """`pixel_values` and `labels` of a picture (H, W, 3) and its masks (K, H, W), changed at random."""
+        image, masks = self.augmentation(image, masks, generator)
         pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         size = (pixel_values.shape[-2] // 4, pixel_values.shape[-1] // 4)
         labels = torch.full((self.masks_per_image, *size), -1.0)
@@ -224,7 +215,10 @@ class Sa1bSamples(Dataset):
             own = self.draw_masks(pair, image.shape[:2], self.masks_per_image // 2, generator)
             cutouts = self.draw_cutouts(self.masks_per_image - len(own), generator)
             return paste_objects(image, cutouts, generator, own)
-        return image, self.draw_masks(pair, image.shape[:2], self.masks_per_image, generator)
+        masks = self.draw_masks(pair, image.shape[:2], self.masks_per_image, generator)
+        if not (masks.mean((1, 2)) >= vanishing_share(self.image_processor, self.augmentation)).any():
+            raise ValueError(f"{pair.name} in {pair.image.path}: none of {len(masks)} drawn masks is of fitting size")
+        return image, masks
 
     def draw_cutouts(self, count: int, generator: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         """Up to `count` objects, each of a picture of its own; fewer where pictures have no fitting mask."""
@@ -270,3 +264,9 @@ class Sa1bSamples(Dataset):
             if 0 < cells.mean() <= self.largest_share:
                 small.append(cells)
         return small
+
+
+def vanishing_share(image_processor: EfficientSamImageProcessor, augmentation: Augmentation) -> float:
+    """Share of the picture below which a mask cannot cover half of a cell, whatever is cropped."""
+    cells = (image_processor.size.height // 4) * (image_processor.size.width // 4)
+    return augmentation.smallest_crop**2 / (2 * cells)

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.request import urlopen
 
-from .sa1b import Blob, Pair, pair_name
+from .blobs import Blob, WholeHeader
+from .sa1b import Pair, pair_name
 
 logger = logging.getLogger(__name__)
 
@@ -30,20 +31,6 @@ class Member(Blob):
         return self.content
 
 
-class WholeHeader(tarfile.TarInfo):
-    """A member's header. Only zeros end a tar; `tarfile` alone would take missing or broken bytes for its end, too."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> "WholeHeader":
-        """The next header of an archive."""
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
-
-
 def is_streamed(source: str) -> bool:
     """Whether a source is a pattern or an address, whose shards are read as a stream; the others are numbered."""
     return "://" in source or glob.has_magic(source)
@@ -58,6 +45,7 @@ def find_shards(sources: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: if a source names no shard.
+        OSError: if nobody can be asked.
     """
     shards = set()
     for source in sources:
@@ -76,8 +64,13 @@ def named_by(source: str) -> list[str]:
         return [source]
     from fsspec.core import url_to_fs
 
-    system, path = url_to_fs(source)
-    found = system.glob(path) if glob.has_magic(path) else [path] * system.exists(path)
+    try:
+        system, path = url_to_fs(source)
+        found = system.glob(path) if glob.has_magic(path) else [path] * system.exists(path)
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # each client has its own
+        raise OSError(f"nobody tells what lies at {source}: {error}") from error
     return [system.unstrip_protocol(path) for path in found]
 
 
@@ -100,32 +93,37 @@ def read_shard(
     Args:
         shard: Path or address.
         wanted: Says of a pair, by the place of its first half among the shard's pairs, whether to give it.
-        report: Is told of every half without its other, and of a shard that is cut short or no tar.
+        report: Is told of every half without its other, and of a shard that is cut short, out of reach or no tar.
     """
     local = "://" not in shard
     waiting: dict[str, dict[str, Blob]] = {}
     numbers: dict[str, int] = {}
-    with closing(open_shard(shard)) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:" if local else "r|", tarinfo=WholeHeader) as archive:
-                for member in archive:
-                    kind = PurePosixPath(member.name).suffix.lower().replace("jpeg", "jpg")
-                    if not member.isfile() or kind not in (".jpg", ".json"):
-                        continue
-                    name = pair_name(member.name)
-                    if not wanted(numbers.setdefault(name, len(numbers))):
-                        continue
-                    blob = find_member(archive, member, shard, local)
-                    if name not in waiting or kind in waiting[name]:
-                        waiting[name] = {kind: blob}
-                    else:
-                        halves = {kind: blob, **waiting.pop(name)}
-                        yield Pair(name, halves[".jpg"], halves[".json"])
-                    if not local and len(waiting) > MOST_WAITING:
-                        oldest = next(iter(waiting))
-                        report_halves(shard, {oldest: waiting.pop(oldest)}, report)
-        except tarfile.ReadError as error:
-            report(f"{shard} is cut short or no uncompressed tar, {len(numbers)} pairs into it: {error}")
+    # A server may fail at any time, in the words of whatever client asks it; what it gave until then is good.
+    failures = tarfile.ReadError if local else Exception
+    try:
+        with (
+            closing(open_shard(shard)) as file,
+            tarfile.open(fileobj=file, mode="r:" if local else "r|", tarinfo=WholeHeader) as archive,
+        ):
+            for member in archive:
+                kind = PurePosixPath(member.name).suffix.lower().replace("jpeg", "jpg")
+                if not member.isfile() or kind not in (".jpg", ".json"):
+                    continue
+                name = pair_name(member.name)
+                if not wanted(numbers.setdefault(name, len(numbers))):
+                    continue
+                blob = find_member(archive, member, shard, local)
+                if name not in waiting or kind in waiting[name]:
+                    waiting[name] = {kind: blob}
+                else:
+                    halves = {kind: blob, **waiting.pop(name)}
+                    yield Pair(name, halves[".jpg"], halves[".json"])
+                if not local and len(waiting) > MOST_WAITING:
+                    oldest = next(iter(waiting))
+                    report_halves(shard, {oldest: waiting.pop(oldest)}, report)
+    except failures as error:
+        fault = "is cut short or no uncompressed tar" if isinstance(error, tarfile.ReadError) else "is out of reach"
+        report(f"{shard} {fault}, {len(numbers)} pairs into it: {error}")
     report_halves(shard, waiting, report)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .sa1b import Pair
 from .shards import read_shard
+from .skipped import SkippedPictures, of_all_processes
 
 logger = logging.getLogger(__name__)
 
@@ -28,37 +28,34 @@ START: Place = (0, 0, 0)
 FRUITLESS = 100
 
 
-class StreamPosition:
+class StreamPosition(SkippedPictures):
     """Where a run stands in its stream, told by the batches it has taken; what was skipped on the way.
 
     Every sample carries its own place, so that batches that workers have read ahead count only once they are taken.
-    `accelerator.register_for_checkpointing` takes it; the state is that of all processes.
 
     Args:
         lanes: Lanes of the stream.
     """
 
     def __init__(self, lanes: int):
+        super().__init__()
         self.lanes = lanes
         self.places: dict[int, Place] = dict.fromkeys(range(lanes), START)
-        self.skipped: set[str] = set()
 
     def advance(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Note that a batch has been taken; gives it without what only this class wants to know."""
         for lane, *place in batch["place"].tolist():
             self.places[lane] = (place[0], place[1], place[2])
-        self.skipped.update(line for lines in batch["skipped"] for line in lines.splitlines())
-        return {name: value for name, value in batch.items() if name not in ("place", "skipped")}
+        return {name: value for name, value in super().advance(batch).items() if name != "place"}
 
     def state_dict(self) -> dict[str, Any]:
         """Places of all lanes and what was skipped, the same on every process: call it on all of them.
 
         From then on `places` and `skipped` of this process are those of all.
         """
-        states = of_all_processes((self.places, self.skipped))
-        self.places = {lane: max(places[lane] for places, _ in states) for lane in range(self.lanes)}
-        self.skipped = set().union(*(skipped for _, skipped in states))
-        return {"places": dict(self.places), "skipped": sorted(self.skipped)}
+        states = of_all_processes(self.places)
+        self.places = {lane: max(places[lane] for places in states) for lane in range(self.lanes)}
+        return {"places": dict(self.places), **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state.
@@ -68,17 +65,8 @@ class StreamPosition:
         """
         if len(state["places"]) != self.lanes:
             raise ValueError(f"the state is that of a stream of {len(state['places'])} lanes, found {self.lanes} now")
+        super().load_state_dict(state)
         self.places = {int(lane): (place[0], place[1], place[2]) for lane, place in state["places"].items()}
-        self.skipped = set(state["skipped"])
-
-
-def of_all_processes(value: Any) -> list[Any]:
-    """What each process gives, in their order."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
 
 
 class ShardStream(IterableDataset):

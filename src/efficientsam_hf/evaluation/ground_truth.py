@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.blobs import find_blobs
 from ..data.coco import file_names, find_blob, run_lengths
-from ..data.sa1b import LARGEST_PICTURE, LabelledPicture, find_blobs
+from ..data.sa1b import LARGEST_PICTURE, LabelledPicture
 from ..data.sources import find_labelled_pictures
 from ..masks_efficientsam import decode_rle, masks_to_boxes, read_counts, rle_area
 from .skips import Skips

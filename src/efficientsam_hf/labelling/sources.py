@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..data.blobs import find_blobs
 from ..data.images import SUFFIXES, Picture
-from ..data.sa1b import find_blobs
 from ..data.shards import Member, WholeHeader, find_shards, is_streamed, open_shard
 
 PICTURES = (*SUFFIXES, ".tif", ".tiff")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..loss_efficientsam import resize_labels, segmentation_loss
 from ..modeling_efficientsam import EfficientSamModel, best_mask
+from .optimization import freeze
 from .prompts import click_inside, click_on_error, noisy_boxes
 from .recipes import PromptRecipe
 
@@ -20,12 +21,16 @@ class InteractiveSegmentation(nn.Module):
     module it wraps: call it, and nothing of the model beside it.
 
     Args:
-        model: The model to train; its config says whether background clicks, masks and token 0 are trained.
+        model: The model to train; its config says whether background clicks, masks and token 0 are trained. Parameters
+            that no loss reaches are frozen: FSDP resumes no optimizer that has them.
         recipe: What an object is asked.
 
     Raises:
         ValueError: if the recipe does not fit the model.
     """
+
+    # What FSDP gathers one by one. All else, the decoder above all, is used in parts and several times in a step.
+    _no_split_modules = ["EfficientSamVisionLayer"]
 
     def __init__(self, model: EfficientSamModel, recipe: PromptRecipe | None = None):
         super().__init__()
@@ -33,6 +38,7 @@ class InteractiveSegmentation(nn.Module):
         self.recipe.check(model)
         self.model = model
         self.trains_token_0 = model.config.mask_decoder_config.single_mask_token
+        freeze(model, self.unreached())
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, generator: torch.Generator | None = None
@@ -70,6 +76,16 @@ class InteractiveSegmentation(nn.Module):
             several = ALL if chosen != ALL else THREE
             answer = best_mask(masks[:, :, several].detach(), scores[:, :, several].detach())[0]
         return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+
+    def unreached(self) -> list[str]:
+        """Patterns of the parameters on which no answer of this recipe depends."""
+        # A bias of the keys moves all of a query's weights alike: the image side of the decoder leaves it out.
+        patterns, prompts = ["mask_decoder.*token_to_image.k_proj.bias"], self.recipe.rounds + self.recipe.mask_rounds
+        if all(self.answering(number) == THREE for number in range(prompts)):
+            patterns.append("mask_decoder.hypernetworks.0.*")
+        if self.model.config.prompt_encoder_config.mask_prompts and prompts == 1:
+            patterns.append("prompt_encoder.mask_embedding.*")
+        return patterns
 
     def ask(self, embeddings: Tensor, prompt: dict[str, Any], chosen: slice) -> tuple[Tensor, Tensor]:
         """Embeddings (B, C, h, w) and a prompt for each object -> logits (B, Q, M, 4h, 4w), scores (B, Q, M)."""

@@ -1,5 +1,6 @@
 """What one looks at while a model learns: true masks beside the answers to their boxes."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from ..modeling_efficientsam import EfficientSamModel
 from ..prediction import segment
 from ..processing_efficientsam import EfficientSamProcessor
 from ..visualization import draw_segmentation
+
+logger = logging.getLogger(__name__)
 
 GAP = 4  # pixels of white between two pictures
 
@@ -35,8 +38,12 @@ def find_examples(pictures: Sequence[LabelledPicture], count: int = 4, objects: 
     for picture in pictures:
         if len(examples) == count:
             break
-        pixels = np.asarray(picture.read_image())
-        fitting = [record for record in picture.read_annotations() if 0 < record["area"] <= 0.9 * pixels[..., 0].size]
+        try:
+            pixels, records = np.asarray(picture.read_image()), picture.read_annotations()
+        except ValueError as error:
+            logger.warning("not drawn: %s", error)
+            continue
+        fitting = [record for record in records if 0 < record["area"] <= 0.9 * pixels[..., 0].size]
         fitting = sorted(fitting, key=lambda record: -record["area"])[:objects]
         if fitting:
             masks = np.stack([decode_rle(record["segmentation"]).numpy() for record in fitting])

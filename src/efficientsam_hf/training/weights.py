@@ -11,9 +11,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..modeling_efficientsam import EfficientSamModel
 
 
+def is_shared_out(accelerator: Accelerator) -> bool:
+    """Whether each process has a share of the weights (FSDP) rather than all of them."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def keep_shares_whole(accelerator: Accelerator) -> None:
+    """Leave the halves of mixed precision to autocast, as under DDP; call the model in `accelerator.autocast()`.
+
+    FSDP's own policy would round the sums of gradients and the losses to halves, too.
+    """
+    if is_shared_out(accelerator):
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+
+
 def twin_for_shards(accelerator: Accelerator, model: EfficientSamModel) -> EfficientSamModel | None:
-    """A copy that takes the whole weights when processes share them out (FSDP); None where each has all of them."""
-    return deepcopy(model) if accelerator.distributed_type == DistributedType.FSDP else None
+    """A copy that takes the whole weights where processes share them out; None where each has all of them."""
+    return deepcopy(model).to(accelerator.device) if is_shared_out(accelerator) else None
 
 
 def trained_model(
@@ -49,8 +63,8 @@ def averaged_model(accelerator: Accelerator, model: EfficientSamModel, decay: fl
     """
     if not decay:
         return None
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(f"a moving average does not work with FSDP: wanted 0, got {decay}")
+    if is_shared_out(accelerator):
+        raise ValueError(f"a moving average wants all weights in one place, and FSDP shares them out: got {decay}")
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
     return ema
