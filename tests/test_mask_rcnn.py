@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, tiny_config
-from efficientsam_hf.evaluation.instance_ap import instance_ap
 from test_examples import PLAIN, steps_in
 from test_recipes import coco_options, figure, room, run  # noqa: F401  # the fixtures
 
 from efficientsam_hf import EfficientSamBackbone, EfficientSamModel
 from efficientsam_hf.data.instances import CocoInstances
 from efficientsam_hf.data.scale_jitter import WholePicture
+from efficientsam_hf.evaluation.coco_ap import average_precision
+from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.mask_sets import predict_instances
 from efficientsam_hf.training.classification import normalize_pixels
 from efficientsam_hf.training.mask_rcnn import MaskRcnn, build_mask_rcnn, load_mask_rcnn, mask_rcnn_inputs
@@ -74,14 +75,14 @@ def options(room, checkpoint, tmp_path):  # noqa: F811
     return given
 
 
-def average_precision(model: MaskRcnn, room: Path) -> float:  # noqa: F811
+def measured_precision(model: MaskRcnn, room: Path) -> float:  # noqa: F811
     items = CocoInstances(room / "coco" / "instances.json", room / "coco" / "pictures")
     rows, whole = [], WholePicture(128)
     for picture in (items[0], items[1]):
         placed = whole(picture.image)
         pixels = normalize_pixels(placed.pop("pixels")[None])
         rows += predict_instances(model, pixels, picture.number, items.category_ids, **placed)
-    return instance_ap(room / "coco" / "instances.json", rows, [0, 1])["AP"]
+    return average_precision(read_dataset(room / "coco" / "instances.json"), rows)["AP"]
 
 
 @with_torchvision
@@ -91,7 +92,7 @@ def test_the_recipe_learns_two_pictures_by_heart(room, run, options, tmp_path): 
     assert figure(printed, "AP") > 0.9
     assert figure(printed, "AP_box") > 0.9
     again = load_mask_rcnn(tmp_path / "run" / "model")
-    assert average_precision(again, room) == pytest.approx(figure(printed, "AP"), abs=1e-4)
+    assert measured_precision(again, room) == pytest.approx(figure(printed, "AP"), abs=1e-4)
     assert again.names == ["box", "disc"]
     backbone, pixels = EfficientSamBackbone.from_pretrained(tmp_path / "run" / "model"), torch.rand(1, 3, 64, 64)
     with torch.no_grad():
