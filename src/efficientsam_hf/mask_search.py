@@ -237,8 +237,8 @@ class Crop:
 
     def draw(self, tokens: Tensor, image: EfficientSamPromptedImage) -> Tensor:
         """What `look` gave for Q clicks -> logits (Q, M, 4h, 4w), float32."""
-        # On a CPU click by click: what is made on the way then stays in the cache and in memory that is used again.
-        at_once = 1 if tokens.device.type == "cpu" else tokens.shape[1]
+        # On a CPU a few clicks: what is made on the way then stays in the cache and in memory that is used again.
+        at_once = 4 if tokens.device.type == "cpu" else tokens.shape[1]
         masks = [
             self.model.mask_decoder.draw_masks(tokens[:, part], image[part], self.prepared, slice(1, None))[0].float()
             for part in torch.arange(tokens.shape[1]).split(at_once)

@@ -1126,8 +1126,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             masks = self.draw_cells(cells, gain, shift, halving, weights, fine)
         else:
             # Some cells at a time, so that what is large stays in the cache and in memory that is used again.
-            parts = cells.split(DRAWN_CELLS, dim=1)
-            details = [None] * len(parts) if fine is None else fine.split(DRAWN_CELLS, dim=1)
+            size = max(1, DRAWN_CELLS // len(cells))
+            parts = cells.split(size, dim=1)
+            details = [None] * len(parts) if fine is None else fine.split(size, dim=1)
             parts = [
                 self.draw_cells(part, gain, shift, halving, weights, own)
                 for part, own in zip(parts, details, strict=True)
