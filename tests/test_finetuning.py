@@ -21,7 +21,7 @@ from efficientsam_hf.training.finetuning import InteractiveSegmentation
 from efficientsam_hf.training.optimization import set_learning_rate, warmup_cosine
 from efficientsam_hf.training.recipes import PromptRecipe
 
-SIDE, STEPS = 192, 200  # of a picture to learn by heart
+SIDE, STEPS = 192, 400  # of a picture to learn by heart, at most
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -356,12 +356,16 @@ def test_one_photo_with_five_masks_is_learnt_by_heart(tmp_path):
     optimizer = torch.optim.AdamW(task.parameters(), weight_decay=0)
     before = score_held_out(model, processor, pictures, clicks=(1,))
     for step in range(STEPS):
-        set_learning_rate(optimizer, warmup_cosine(step, peak=2e-3, warmup=5, total=STEPS))
+        set_learning_rate(optimizer, warmup_cosine(step, peak=5e-4, warmup=5, total=STEPS))
         task(sample["pixel_values"][None], sample["labels"][None], generator(step))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    after = score_held_out(model, processor, pictures, clicks=(1,))
+        if step % 20 == 19:
+            after = score_held_out(model, processor, pictures, clicks=(1,))
+            task.train()
+            if min(after.values()) >= 0.95:
+                break
     assert min(before.values()) < 0.85, before
     assert min(after.values()) >= 0.95, after
 
