@@ -220,8 +220,9 @@ class Visitor:
     def picture(self):
         return self.page.locator("#canvas img")
 
-    def change(self, action) -> float:
-        """Seconds from an action until another picture is there."""
+    def change(self, action, looked: int = 0) -> float:
+        """Seconds from an action until another picture is there, after looking at the last for some milliseconds."""
+        self.page.wait_for_timeout(looked)
         old = self.picture.get_attribute("src") if self.picture.count() else ""
         start = time.monotonic()
         action()
@@ -278,7 +279,8 @@ def visit(browser, url: str, folder: Path) -> dict[str, float]:
     times = {"page ready": visitor.ready, "page ready again": other.ready}
     visitor.example(0)
     times["first click"] = visitor.change(lambda: visitor.page.mouse.click(*visitor.at(0.45, 0.3)))
-    times["further click"] = visitor.change(lambda: visitor.page.mouse.click(*visitor.at(0.35, 0.55)))
+    times["hasty click"] = visitor.change(lambda: visitor.page.mouse.click(*visitor.at(0.35, 0.55)))
+    times["further click"] = visitor.change(lambda: visitor.page.mouse.click(*visitor.at(0.4, 0.6)), looked=1500)
     click = {"button": "right"}
     times["background click"] = visitor.change(lambda: visitor.page.mouse.click(*visitor.at(0.9, 0.9), **click))
     assert visitor.page.locator("#candidates label").count() == 3
