@@ -61,8 +61,14 @@ def test_prompts_are_filled_up_and_cut_off(model, pixels, count, seen):
         prepared = decoder.prepare(**model.get_image_inputs(embeddings))
         inputs = model.get_prompt_inputs(embeddings, torch.rand(2, count, 1, 2) * 64)
         found, wanted = in_powers_of_two(watched)(prepared, **inputs), decoder.look(prepared, **inputs)
-        drawn = [decoder.draw_masks(*looked, prepared, slice(1, None)) for looked in (found, wanted)]
+        answers = [decoder.last_look(*looked, prepared, [0, 2, 3, 4]) for looked in (found, wanted)]
+        images = (found[1], wanted[1])
+        drawn = [
+            decoder.draw_masks(tokens[:, :, 1:], image, prepared, slice(1, None))
+            for tokens, image in zip(answers, images, strict=True)
+        ]
     assert torch.allclose(found[0], wanted[0], atol=1e-5)
+    assert torch.allclose(*answers, atol=1e-5)
     assert torch.allclose(*drawn, atol=1e-5)
     assert counts == [seen]
 

@@ -54,6 +54,7 @@ def test_the_decoder_adds_them_as_sam_2_does(model, pixels, monkeypatch):
     inputs = model.get_decoder_inputs(model.get_image_embeddings(pixels), POINTS.expand(2, -1, -1, -1))
     prepared = decoder.prepare(inputs["image_embeddings"], inputs["image_positions"], inputs["dense"])
     tokens, image = decoder.look(prepared, inputs["prompts"], inputs["last_stands_for"])
+    tokens = decoder.last_look(tokens, image, prepared, [2, 3, 4])
     drawn = decoder.draw_masks(tokens, image, prepared, slice(1, None))
     last_terms = decoder.transformer.prepare(
         inputs["image_embeddings"][:, :16].flatten(2).transpose(1, 2)
@@ -64,7 +65,7 @@ def test_the_decoder_adds_them_as_sam_2_does(model, pixels, monkeypatch):
     coarse, fine = (features[name].repeat_interleave(2, dim=0) for name in ("coarse", "fine"))
     halves = decoder.activation(decoder.upscale_norm(decoder.upscale_conv1(pictures) + coarse))
     quarters = decoder.activation(decoder.upscale_conv2(halves) + fine)
-    filters = decoder.mask_weights(tokens[:, :, 1:5], slice(1, None)).flatten(0, 1)
+    filters = decoder.mask_weights(tokens, slice(1, None)).flatten(0, 1)
     wanted = torch.einsum("nmc,nchw->nmhw", filters, quarters).unflatten(0, (2, 2))
     assert_close(drawn / wanted.std(), wanted / wanted.std(), rtol=1e-5, atol=1e-5)
     # A few cells at a time, as a CPU draws them without gradients.

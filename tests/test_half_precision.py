@@ -1,7 +1,6 @@
 """How far float16 and bfloat16 are from float32, part by part, and on photos."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,11 @@ from conftest import make_model, tiny_config
 from efficientsam_hf import load_checkpoint, segment
 from efficientsam_hf.data.sa1b import find_pairs
 from efficientsam_hf.masks_efficientsam import decode_rle, masks_to_boxes
+from efficientsam_hf.modeling_efficientsam import (
+    EfficientSamImageTerms,
+    EfficientSamPreparedImage,
+    EfficientSamPromptedImage,
+)
 
 # The relative step of each type: half a unit in the last place is the error of a single operation.
 STEP = {torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -54,11 +58,14 @@ def test_each_part_errs_by_a_few_steps(exact, pixels, dtype):
         assert relative_error(tokens, exact_tokens) < 12 * STEP[dtype]
         halves = seen.written_out(prepared.upscaling), exactly_seen.written_out(exactly.upscaling)
         assert relative_error(*halves) < 12 * STEP[dtype]
-        chosen = slice(1, None)
+        chosen, numbers = slice(1, None), [0, 2, 3, 4]
+        tokens = half.mask_decoder.last_look(tokens, seen, prepared, numbers)
+        exact_tokens = exact.mask_decoder.last_look(exact_tokens, exactly_seen, exactly, numbers)
+        assert relative_error(tokens, exact_tokens) < 12 * STEP[dtype]
         scores = half.mask_decoder.predict_iou(tokens, chosen), exact.mask_decoder.predict_iou(tokens.float(), chosen)
         assert relative_error(*scores) < 8 * STEP[dtype]
-        drawn = half.mask_decoder.draw_masks(tokens, seen, prepared, chosen)
-        wanted = exact.mask_decoder.draw_masks(exact_tokens, exactly_seen, exactly, chosen)
+        drawn = half.mask_decoder.draw_masks(tokens[:, :, 1:], seen, prepared, chosen)
+        wanted = exact.mask_decoder.draw_masks(exact_tokens[:, :, 1:], exactly_seen, exactly, chosen)
         assert relative_error(drawn, wanted) < 16 * STEP[dtype]
 
 
@@ -78,13 +85,14 @@ def test_positions_stay_in_float32(exact, dtype):
 def test_the_norm_over_all_pixels_does_not_overflow(exact, dtype):
     """Over a whole picture's channels and pixels a sum of squares leaves float16's range."""
     half = copy.deepcopy(exact.mask_decoder).to(dtype)
-    tokens, cells = torch.randn(1, 1, 6, 16).to(dtype), (torch.randn(1, 64 * 64, 4 * 8) * 8).to(dtype)
+    tokens, cells = torch.randn(1, 1, 3, 16).to(dtype), (torch.randn(1, 64 * 64, 4 * 8) * 8).to(dtype)
 
-    def draw(decoder, written, tokens):
-        image, prepared = (
-            SimpleNamespace(written_out=lambda _: written),
-            SimpleNamespace(size=(64, 64), upscaling=None, fine=None),
-        )
+    def draw(decoder, cells, tokens):
+        nothing = torch.zeros(1, 1, 4 * 8, dtype=cells.dtype)
+        terms = EfficientSamImageTerms(cells, [nothing], nothing[0, 0])
+        one = torch.ones(1, 1, 1, 64 * 64, dtype=cells.dtype)
+        image = EfficientSamPromptedImage(one, one, [one[..., :1].unsqueeze(-1)])
+        prepared = EfficientSamPreparedImage([], terms, terms.averaged(), (64, 64))
         return decoder.draw_masks(tokens, image, prepared, slice(1, None))
 
     with torch.inference_mode():

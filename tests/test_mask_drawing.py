@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam_hf.mask_drawing import MaskPainter, decode_box, encode_placed
-from efficientsam_hf.masks_efficientsam import encode_rle, resize_masks
+from efficientsam_hf.mask_drawing import MaskPainter, annotate, decode_box
+from efficientsam_hf.masks_efficientsam import encode_rle, masks_to_boxes, resize_masks
 
-SIZES = [(60, 90), (16, 16), (5, 7), (1, 1), (33, 8)]
+SIZES = [(60, 90), (16, 16), (5, 7), (1, 1), (33, 8), (150, 200)]  # the last is made in several strips
 
 
 def kinds_of_logits() -> dict[str, torch.Tensor]:
@@ -42,14 +42,21 @@ def test_a_small_mask_is_painted_in_a_small_box():
 
 @pytest.mark.parametrize("place", [(0, 0), (3, 2), (7, 5)])
 @pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
-def test_run_lengths_of_a_placed_mask_are_those_of_the_whole(place, share):
+def test_what_is_noted_of_a_placed_mask_is_that_of_the_whole(place, share):
     mask = torch.from_numpy(np.random.default_rng(1).random((6, 5)) < share)
     mask[0, 0] = True
     for height in (place[0] + 6, place[0] + 9):
         size = (height, place[1] + 5)
         whole = torch.zeros(size, dtype=torch.bool)
         whole[place[0] : place[0] + 6, place[1] : place[1] + 5] = mask
-        assert encode_placed(mask, *place, size) == encode_rle(whole)
+        x0, y0, x1, y1 = masks_to_boxes(whole).tolist()
+        wanted = {"segmentation": encode_rle(whole), "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(whole.sum())}
+        assert annotate(mask, *place, size) == wanted
+
+
+def test_a_mask_without_pixels_has_no_area():
+    wanted = {"segmentation": encode_rle(torch.zeros(7, 6, dtype=torch.bool)), "bbox": [0, 0, 0, 0], "area": 0}
+    assert annotate(torch.zeros(3, 2, dtype=torch.bool), 1, 4, (7, 6)) == wanted
 
 
 def test_a_box_of_run_lengths_is_cut_from_the_whole():

@@ -71,6 +71,12 @@ class Discs:
         self.asked.append(points[0])
         return points, points[0]
 
+    def numbers(self, chosen):
+        return list(range(1, 5)[chosen])
+
+    def last_look(self, tokens, image, prepared, numbers):
+        return tokens
+
     def predict_iou(self, tokens, chosen):
         trust = 0.99 - 0.0005 * tokens.sum(-1) / SIDE
         return torch.stack([trust, torch.full_like(trust, 0.5), torch.full_like(trust, 0.4)], dim=-1)
@@ -508,6 +514,7 @@ def test_a_prompt_takes_no_more_than_the_decoder_says(monkeypatch):
             points = torch.rand(1, count, 1, 2) * 256
             with LiveBytes() as memory:
                 tokens, images = decoder.look(prepared, **model.get_prompt_inputs(embeddings, points))
+                tokens = decoder.last_look(tokens, images, prepared, [2, 3, 4])
                 decoder.draw_masks(tokens, images, prepared, slice(1, None))
             peaks.append(memory.peak)
     each = (peaks[1] - peaks[0]) / 16

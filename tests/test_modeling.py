@@ -337,7 +337,7 @@ def test_images_that_are_never_written_out_are_those_that_would_be(model):
         parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) / 3)
     generator = torch.Generator().manual_seed(1)
     image, positions = torch.randn(2, 16, 16, generator=generator), torch.randn(16, 16, generator=generator)
-    first = tokens = torch.randn(2, 3, 5, 16, generator=generator)
+    first = tokens = positions_of_tokens = torch.randn(2, 3, 5, 16, generator=generator)
     prepared, terms = transformer.prepare(image, positions)
     found, images = transformer(tokens, torch.zeros(5), prepared)
 
@@ -349,5 +349,8 @@ def test_images_that_are_never_written_out_are_those_that_would_be(model):
         tokens = block.layer_norm3(tokens + block.mlp(tokens))
         image = block.layer_norm4(image + attend(block.image_to_token, image + positions, tokens + first, tokens))
     last = attend(transformer.final_token_to_image, tokens + first, image + positions, image)
-    assert_close(found.flatten(0, 1), transformer.final_layer_norm(tokens + last), rtol=0, atol=1e-5)
+    assert_close(found.flatten(0, 1), tokens, rtol=0, atol=1e-5)
+    last_seen = transformer.last_look(found[:, :, 1:3], positions_of_tokens[:, :, 1:3], images, prepared)
+    wanted = transformer.final_layer_norm(tokens + last)[:, 1:3]
+    assert_close(last_seen.flatten(0, 1), wanted, rtol=0, atol=1e-5)
     assert_close(images.written_out(terms), image, rtol=0, atol=1e-5)

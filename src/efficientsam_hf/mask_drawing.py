@@ -3,6 +3,9 @@
 h x w the decoder's grid, H x W the picture or crop.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ from .masks_efficientsam import compress_counts, read_counts
 # of the object only if one of the cells around it has a logit above this share of the lowest one.
 OVERSHOOT = 0.31
 REACH = 2  # cells on each side that a pixel is made of
+STRIP = 64  # pixels that are made at one time of the cells around them
 
 
 class MaskPainter:
@@ -33,12 +37,29 @@ class MaskPainter:
         )
 
     def paint(self, logits: Tensor) -> tuple[Tensor, int, int]:
-        """Logits (h, w) -> booleans of a box (H', W') on the CPU, and the box's top and left in pixels."""
+        """Logits (h, w) -> booleans of a box (H', W') on the CPU, and the box's top and left in pixels.
+
+        In memory one column follows the other, as in COCO's run lengths.
+        """
         logits = logits.float()
         reached = logits >= OVERSHOOT * logits.min().clamp(max=0)
         (top, bottom), (left, right) = (pixels_of(reached.any(1 - axis), self.size[axis]) for axis in range(2))
-        box = self.rows[top:bottom] @ logits @ self.columns[left:right].T
-        return (box >= 0).cpu(), top, left
+        higher = torch.cat(list(enlarge(logits, self.rows, top, bottom)))
+        box = torch.cat([strip >= 0 for strip in enlarge(higher.T, self.columns, left, right)])
+        return box.cpu().T, top, left
+
+
+def enlarge(cells: Tensor, matrix: Tensor, first: int, last: int) -> Iterator[Tensor]:
+    """Rows `first` to `last` of matrix (length, n) @ cells (n, m), some of them at a time, at least one time.
+
+    On a CPU each strip is made of the few cells around it, since almost all of the matrix is 0.
+    """
+    length, count = matrix.shape
+    step = STRIP if cells.device.type == "cpu" else max(1, last - first)
+    for start in range(first, max(last, first + 1), step):
+        stop = min(start + step, last)
+        near = slice(max(0, start * count // length - REACH), -(-stop * count // length) + REACH)
+        yield matrix[start:stop, near] @ cells[near]
 
 
 def resizing_matrix(cells: int, length: int, mode: str) -> Tensor:
@@ -58,8 +79,13 @@ def pixels_of(cells: Tensor, length: int) -> tuple[int, int]:
     )
 
 
-def encode_placed(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict:
-    """COCO's run lengths of a mask (H', W') that has pixels and lies at a place of a picture, as of the whole."""
+def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """What COCO notes of a mask (H', W') that lies at a place of a picture of height and width `size`.
+
+    Returns:
+        `segmentation` (run lengths of the whole picture), `bbox` (x, y, width, height) and `area`, which is 0 for a
+        mask without pixels.
+    """
     height, width = size
     # Column after column, with a row of background between, every run begins and ends in its column.
     padded = np.zeros((mask.shape[1], mask.shape[0] + 1), dtype=bool)
@@ -68,11 +94,16 @@ def encode_placed(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> d
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     columns, rows = np.divmod(edges, mask.shape[0] + 1)
     edges = (columns + left) * height + rows + top
+    area, bbox = int((edges[1::2] - edges[::2]).sum()), [0, 0, 0, 0]
+    if area:
+        x, y = int(columns[0]) + left, int(rows[::2].min()) + top
+        bbox = [x, y, int(columns[-1]) + left + 1 - x, int(rows[1::2].max()) + top - y]
     # A run that ends with its column goes on where the next one begins at once.
     joined = np.flatnonzero(edges[1:] == edges[:-1])
     edges = np.delete(edges, np.concatenate([joined, joined + 1]))
     counts = np.diff(edges, prepend=0, append=height * width)
-    return {"size": [height, width], "counts": compress_counts(counts if counts[-1] else counts[:-1])}
+    counts = compress_counts(counts if counts[-1] else counts[:-1])
+    return {"segmentation": {"size": [height, width], "counts": counts}, "bbox": bbox, "area": area}
 
 
 def decode_box(rle: dict, box: list[int]) -> np.ndarray:

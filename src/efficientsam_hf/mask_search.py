@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .mask_drawing import MaskPainter, encode_placed
+from .mask_drawing import MaskPainter, annotate
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import (
     boxes_at_size,
@@ -174,14 +174,12 @@ class Crop:
                 whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
                 mask, y, x = without_small_regions(whole, least), 0, 0
                 unchanged.append(torch.equal(mask, whole))
-            if not (area := int(mask.sum())):
+            annotation = annotate(mask, y + top, x + left, self.picture_size)
+            if not annotation["area"]:
                 continue
-            x0, y0, x1, y1 = masks_to_boxes(mask).tolist()
             records.append(
                 {
-                    "segmentation": encode_placed(mask, y + top, x + left, self.picture_size),
-                    "bbox": [x0 + x + left, y0 + y + top, x1 - x0, y1 - y0],
-                    "area": area,
+                    **annotation,
                     "predicted_iou": float(found.scores[row]),
                     "stability_score": float(found.stability[row]),
                     "point_coords": [clicks[row].tolist()],
@@ -216,7 +214,8 @@ class Crop:
             logits (N, 4h, 4w).
         """
         tokens, image = self.look(points)
-        scores = self.model.mask_decoder.predict_iou(tokens, slice(1, None))[0].float()
+        decoder, chosen = self.model.mask_decoder, slice(1, None)
+        scores = decoder.predict_iou(decoder.last_look(tokens, image, self.prepared, [0]), chosen)[0].float()
         threshold = self.settings.pred_iou_thresh
         trusted = scores > threshold if threshold > 0 else torch.ones_like(scores, dtype=torch.bool)
         if not self.settings.multimask:
@@ -239,8 +238,10 @@ class Crop:
         """What `look` gave for Q clicks -> logits (Q, M, 4h, 4w), float32."""
         # On a CPU a few clicks: what is made on the way then stays in the cache and in memory that is used again.
         at_once = 4 if tokens.device.type == "cpu" else tokens.shape[1]
+        decoder, chosen = self.model.mask_decoder, slice(1, None)
+        answers = decoder.last_look(tokens, image, self.prepared, decoder.numbers(chosen))
         masks = [
-            self.model.mask_decoder.draw_masks(tokens[:, part], image[part], self.prepared, slice(1, None))[0].float()
+            decoder.draw_masks(answers[:, part], image[part], self.prepared, chosen)[0].float()
             for part in torch.arange(tokens.shape[1]).split(at_once)
         ]
         return torch.cat(masks)

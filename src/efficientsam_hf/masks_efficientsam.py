@@ -227,18 +227,18 @@ def read_counts(rle: dict) -> np.ndarray:
 
 def compress_counts(counts: np.ndarray) -> str:
     """Run lengths as COCO's string: from the fourth on, each is written as the difference to the last but one."""
-    rest = counts.astype(np.int64)
-    rest[3:] -= counts[1:-2]
+    # Half the bytes are twice the speed, and hold the runs of any picture below a gigapixel.
+    rest = counts.astype(np.int32 if counts.max(initial=0) < 2**30 else np.int64)
+    rest[3:] -= rest[1:-2].copy()
     characters, written = [], []
     unfinished = np.ones(len(rest), dtype=bool)
     while unfinished.any():
         written.append(unfinished)
         group, rest = rest & (MORE - 1), rest >> GROUP_BITS
         # The last group's highest bit is the sign, so a number ends once the rest repeats that bit for ever.
-        unfinished = unfinished & (rest != np.where(group & (MORE >> 1), -1, 0))
-        characters.append(group + MORE * unfinished + FIRST_CHARACTER)
-    text = np.stack(characters, axis=1)[np.stack(written, axis=1)]
-    return text.astype(np.uint8).tobytes().decode("ascii")
+        unfinished = unfinished & (rest != -(group >> (GROUP_BITS - 1)))
+        characters.append((group + MORE * unfinished + FIRST_CHARACTER).astype(np.uint8))
+    return np.stack(characters, axis=1)[np.stack(written, axis=1)].tobytes().decode("ascii")
 
 
 def expand_counts(text: str | bytes) -> np.ndarray:

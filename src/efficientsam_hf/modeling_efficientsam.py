@@ -9,7 +9,7 @@ With converted weights the numbers are those of the authors' implementation (git
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -635,6 +635,11 @@ class EfficientSamImageTerms:
         common, shift, *bases = (F.linear(part, weight) for part in (self.common, self.shift, *self.bases))
         return EfficientSamImageTerms(common, bases, shift)
 
+    def averaged(self) -> "EfficientSamImageTerms":
+        """The terms of the mean over all channels, N = 1."""
+        common, shift, *bases = (part.mean(-1, keepdim=True) for part in (self.common, self.shift, *self.bases))
+        return EfficientSamImageTerms(common, bases, shift)
+
     def with_basis(self, basis: Tensor) -> "EfficientSamImageTerms":
         """The terms with one more basis, which includes the shift, and their channels' mean taken out."""
         common, *bases = (part - part.mean(-1, keepdim=True) for part in (self.common, *self.bases, basis))
@@ -674,7 +679,15 @@ class EfficientSamPromptedImage:
     def written_out(self, terms: EfficientSamImageTerms) -> Tensor:
         """(B * Q, S, N)."""
         shared = torch.addcmul(terms.shift, self.share.transpose(2, 3), terms.common[:, None]).flatten(0, 1)
-        return torch.baddbmm(shared, self.weights.flatten(0, 1).transpose(1, 2), self.rows(terms).flatten(0, 1))
+        weighted = self.weights.flatten(0, 1).transpose(1, 2), self.rows(terms).flatten(0, 1)
+        # In place saves a copy of everything, but autocast does not see to its types.
+        in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(shared.device.type)
+        return shared.baddbmm_(*weighted) if in_place else torch.baddbmm(shared, *weighted)
+
+    def mean(self, terms: EfficientSamImageTerms) -> Tensor:
+        """Over the cells, of terms with one channel, (B, Q)."""
+        shared = torch.addcmul(terms.shift, self.share.transpose(2, 3), terms.common[:, None]).mean((2, 3))
+        return shared + (self.weights.mean(-1, keepdim=True) * self.rows(terms)).sum((2, 3))
 
 
 @dataclass
@@ -970,12 +983,18 @@ class EfficientSamTwoWayTransformer(nn.Module):
         return [*prepared, self.final_token_to_image.prepare(terms, positions)], terms
 
     def forward(self, tokens: Tensor, repeats: Tensor, prepared: list) -> tuple[Tensor, EfficientSamPromptedImage]:
-        """Tokens (B, Q, T, C) -> tokens (B, Q, T, C) and the prompts' images."""
+        """Tokens (B, Q, T, C) -> tokens (B, Q, T, C) before their last look, and the prompts' images."""
         token_positions, image = tokens, cast(EfficientSamPromptedImage, None)
         for block, block_prepared in zip(self.blocks, prepared[:-1], strict=True):
             tokens, image = block(tokens, image, token_positions, repeats, block_prepared)
+        return tokens, image
+
+    def last_look(
+        self, tokens: Tensor, token_positions: Tensor, image: EfficientSamPromptedImage, prepared: list
+    ) -> Tensor:
+        """Any of the tokens (B, Q, T, C) with their positions, (T, C) -> (B, Q, T, C)."""
         looked = self.final_token_to_image(tokens + token_positions, image, *prepared[-1])[0]
-        return self.final_layer_norm(tokens + looked), image
+        return self.final_layer_norm(tokens + looked)
 
 
 @dataclass
@@ -985,12 +1004,14 @@ class EfficientSamPreparedImage:
     Args:
         transformer: For each block and the last look.
         upscaling: The last terms after the first of the upscaling convolutions, the coarse details in their shift.
+        channel_means: Of these terms.
         size: h, w.
         fine: The fine details, (B, h * w, 4, 4 * channels), or None.
     """
 
     transformer: list
     upscaling: EfficientSamImageTerms
+    channel_means: EfficientSamImageTerms
     size: tuple[int, int]
     fine: Tensor | None = None
 
@@ -1056,7 +1077,8 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
                 last_stands_for = last_stands_for.flatten(0, 1)[:, None]
         prepared = self.prepare(image_embeddings, image_positions, dense)
         tokens, image = self.look(prepared, prompts, last_stands_for)
-        scores, masks = self.predict_iou(tokens, chosen), self.draw_masks(tokens, image, prepared, chosen)
+        answers = self.last_look(tokens, image, prepared, [0, *self.numbers(chosen)])
+        scores, masks = self.predict_iou(answers, chosen), self.draw_masks(answers[:, :, 1:], image, prepared, chosen)
         return EfficientSamMaskDecoderOutput(
             iou_scores=scores.reshape(batch, count, -1), pred_masks=masks.reshape(batch, count, *masks.shape[2:])
         )
@@ -1079,13 +1101,17 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             coarse, fine = details.split([4 * width1, 16 * width2], dim=2)
             upscaling.shift = upscaling.shift + coarse[:, None]
             fine = fine.unflatten(2, (4, -1)).contiguous()
-        return EfficientSamPreparedImage(prepared, upscaling, tuple(image_embeddings.shape[-2:]), fine)
+        size = image_embeddings.shape[-2], image_embeddings.shape[-1]
+        return EfficientSamPreparedImage(prepared, upscaling, upscaling.averaged(), size, fine)
 
     def look(
         self, prepared: EfficientSamPreparedImage, prompts: Tensor, last_stands_for: int | Tensor
     ) -> tuple[Tensor, EfficientSamPromptedImage]:
-        """The two-way transformer: prompts (B, Q, P, C) -> tokens (B, Q, T, C) and the prompts' images."""
-        output_tokens = torch.cat([self.iou_token, self.mask_tokens]).expand(*prompts.shape[:2], -1, -1)
+        """The two-way transformer: prompts (B, Q, P, C) -> tokens (B, Q, T, C) and the prompts' images.
+
+        The tokens, of which the first is for the IoU and the next for the masks, have their last look still to come.
+        """
+        output_tokens = self.output_tokens().expand(*prompts.shape[:2], -1, -1)
         tokens = torch.cat([output_tokens, prompts], dim=2)
         if isinstance(last_stands_for, Tensor):
             repeats = F.pad(last_stands_for.log().to(tokens.dtype), (output_tokens.shape[2], 0))
@@ -1095,6 +1121,24 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             repeats = F.pad(count.log().to(tokens.dtype)[None], (tokens.shape[2] - 1, 0))
         return self.transformer(tokens, repeats, prepared.transformer)
 
+    def output_tokens(self) -> Tensor:
+        """What answers before it has seen anything: one for the IoU, one for each mask (1 + masks, C)."""
+        return torch.cat([self.iou_token, self.mask_tokens])
+
+    def numbers(self, chosen: slice) -> list[int]:
+        """Places of the chosen mask tokens among all tokens."""
+        return list(range(1, 1 + self.config.num_mask_tokens)[chosen])
+
+    def last_look(
+        self, tokens: Tensor, image: EfficientSamPromptedImage, prepared: EfficientSamPreparedImage, numbers: list[int]
+    ) -> Tensor:
+        """The tokens of these numbers look at the image once more, (B, Q, T, C) -> (B, Q, len(numbers), C).
+
+        No other token sees what they do, so that only those take it whose answer is wanted.
+        """
+        positions = self.output_tokens()[numbers]
+        return self.transformer.last_look(tokens[:, :, numbers], positions, image, prepared.transformer)
+
     def bytes_per_prompt(self, cells: int) -> int:
         """About what one prompt takes while its masks are drawn over an embedding grid of so many cells."""
         width1, width2 = self.config.upscaling_channels
@@ -1102,17 +1146,21 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         return cells * values * self.iou_token.element_size()
 
     def predict_iou(self, tokens: Tensor, chosen: slice) -> Tensor:
-        """How good the chosen masks will be, known before they are drawn: (B, Q, T, C) -> (B, Q, M)."""
+        """How good the chosen masks will be, known before they are drawn.
+
+        Tokens (B, Q, T, C) after the last look, the first of them for the IoU -> (B, Q, M).
+        """
         return self.iou_head(tokens[:, :, 0])[..., chosen]
 
     def draw_masks(
         self, tokens: Tensor, image: EfficientSamPromptedImage, prepared: EfficientSamPreparedImage, chosen: slice
     ) -> Tensor:
-        """What `look` gave -> mask logits (B, Q, M, 4h, 4w)."""
-        (height, width), cells = prepared.size, image.written_out(prepared.upscaling)
-        weights = self.mask_weights(tokens[:, :, 1 : 1 + self.config.num_mask_tokens], chosen).flatten(0, 1)
+        """The chosen masks' tokens (B, Q, M, C) after the last look, and the images -> logits (B, Q, M, 4h, 4w)."""
+        height, width = prepared.size
         # One group of all channels: mean and variance run over everything but the batch.
-        cells = cells - cells.mean((1, 2), keepdim=True)
+        shift = prepared.upscaling.shift - image.mean(prepared.channel_means)[..., None, None]
+        cells = image.written_out(replace(prepared.upscaling, shift=shift))
+        weights = self.mask_weights(tokens, chosen).flatten(0, 1)
         # Cell by cell first: one sum of a million squares would lose digits.
         lengths = torch.linalg.vector_norm(cells, dim=2, keepdim=True, dtype=torch.float32)
         variance = lengths.square().sum(1, keepdim=True) / cells[0].numel()
@@ -1164,9 +1212,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         return self.activation(values)
 
     def mask_weights(self, mask_tokens: Tensor, chosen: slice) -> Tensor:
-        """Each chosen mask token's own network turns it into a filter: (B, Q, tokens, C) -> (B, Q, M, channels)."""
-        numbers = range(self.config.num_mask_tokens)[chosen]
-        return torch.stack([self.hypernetworks[number](mask_tokens[:, :, number]) for number in numbers], dim=2)
+        """Each chosen mask token's own network turns it into a filter: (B, Q, M, C) -> (B, Q, M, channels)."""
+        networks = enumerate(self.hypernetworks[chosen])
+        return torch.stack([network(mask_tokens[:, :, number]) for number, network in networks], dim=2)
 
 
 def spreading_matrix(convolution: nn.ConvTranspose2d) -> Tensor:
