@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -171,6 +172,18 @@ def peak_memory(name: str, args: argparse.Namespace, side: int) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
+def own_memory(args: argparse.Namespace, photo: Image.Image) -> float:
+    """What one row takes beyond its model and picture, in MiB; to be asked in a process of its own."""
+    name = args.memory_of
+    model, processor = build(name)
+    liven(name, model)
+    limits = thresholds(name, model, processor, photo, args.trusted, args.stable)
+    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew (Linux)
+    before = status_mebibytes("VmRSS")
+    run(name, model, processor, photo, args.points_per_side, limits)
+    return status_mebibytes("VmHWM") - before
+
+
 def status_mebibytes(name: str) -> float:
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
     return int(line.split()[1]) / 1024
@@ -215,7 +228,8 @@ def main() -> None:
     parser.add_argument("--trusted", type=float, default=0.4, help="share of masks whose predicted IoU suffices")
     parser.add_argument("--stable", type=float, default=0.122, help="share of those that are stable")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="of the decoder alone")
+    parser.add_argument("--repeats", type=int, default=3, help="of everything, the rows in turns")
     parser.add_argument(
         "--processor_time", action="store_true", help="the processor's time, for busy machines; with --threads 1"
     )
@@ -229,38 +243,44 @@ def main() -> None:
         global CLOCK
         CLOCK = time.process_time
     photo = make_photo(*map(int, args.size.split("x")))
-    names = [args.memory_of] if args.memory_of else ["ours", "plain", "transformers"]
-    rows = []
+    if args.memory_of:
+        print(own_memory(args, photo))
+        return
+    names = ["ours", "plain", "transformers"]
+    models = {name: build(name) for name in names}
+    if not args.no_decoder:
+        liven("ours", models["ours"][0])
+        decoder_rates(models["ours"][0], args.rounds, args.decoder_batch)
+        models["ours"] = build("ours")
+    limits = {}
     for name in names:
-        model, processor = build(name)
-        liven(name, model)
-        limits = thresholds(name, model, processor, photo, args.trusted, args.stable)
-        side = args.points_per_side if name == "ours" or args.memory_of else args.peer_points_per_side
-        if args.memory_of:
-            Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew (Linux)
-            before = status_mebibytes("VmRSS")
-            run(name, model, processor, photo, side, limits)
-            print(status_mebibytes("VmHWM") - before)
-            return
-        if name == "ours" and not args.no_decoder:
-            decoder_rates(model, args.rounds, args.decoder_batch)
-        encoding = encoding_seconds(model, processor, photo)
-        start = CLOCK()
-        count = run(name, model, processor, photo, side, limits)
-        each = max(CLOCK() - start - encoding, 0.0) / side**2
-        rows.append(
-            (name, side**2, encoding, each, count, float("nan") if args.no_memory else peak_memory(name, args, side))
-        )
+        liven(name, models[name][0])
+        limits[name] = thresholds(name, *models[name], photo, args.trusted, args.stable)
+    sides = {name: args.points_per_side if name == "ours" else args.peer_points_per_side for name in names}
+    encoding: dict[str, list[float]] = {name: [] for name in names}
+    each: dict[str, list[float]] = {name: [] for name in names}
+    counts = {}
+    for _ in range(args.repeats):
+        for name in names:
+            encoding[name].append(encoding_seconds(*models[name], photo))
+            start = CLOCK()
+            counts[name] = run(name, *models[name], photo, sides[name], limits[name])
+            each[name].append(max(CLOCK() - start - encoding[name][-1], 0.0) / sides[name] ** 2)
     everything = args.points_per_side**2
-    print(f"{args.size}, Ti, float32, {args.threads} threads, torch {torch.__version__}")
+    print(f"{args.size}, Ti, float32, {args.threads} threads, torch {torch.__version__}; medians of {args.repeats}")
     print(f"| | prompts | encoder s | ms a prompt | s for {everything} | masks | peak memory MiB |")
     print("|---|---|---|---|---|---|---|")
-    seconds = {name: encoding + each * everything for name, _, encoding, each, *_ in rows}
-    for name, prompts, encoding, each, count, memory in rows:
-        figures = f"{encoding:.2f} | {1000 * each:.1f} | {seconds[name]:.1f} | {count} | {memory:.0f}"
-        print(f"| {name} | {prompts} | {figures} |")
+    seconds = {
+        name: [once + prompt * everything for once, prompt in zip(encoding[name], each[name], strict=True)]
+        for name in names
+    }
+    for name in names:
+        memory = float("nan") if args.no_memory else peak_memory(name, args, sides[name])
+        figures = f"{median(encoding[name]):.2f} | {1000 * median(each[name]):.1f} | {median(seconds[name]):.1f}"
+        print(f"| {name} | {sides[name] ** 2} | {figures} | {counts[name]} | {memory:.0f} |")
     for name in names[1:]:
-        print(f"{name} / ours, all prompts: {seconds[name] / seconds['ours']:.1f}")
+        ratios = sorted(theirs / ours for theirs, ours in zip(seconds[name], seconds["ours"], strict=True))
+        print(f"{name} / ours, all prompts: {median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})")
 
 
 if __name__ == "__main__":

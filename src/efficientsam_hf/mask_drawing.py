@@ -91,10 +91,11 @@ def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[s
     padded = np.zeros((mask.shape[1], mask.shape[0] + 1), dtype=bool)
     padded[:, 1:] = mask.numpy().T
     flat = np.append(padded.ravel(), False)
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    # Half the bytes are half the time, and enough for any picture below two gigapixels.
+    edges = np.flatnonzero(flat[1:] != flat[:-1]).astype(np.int32 if (height + 1) * width < 2**31 else np.int64)
     columns, rows = np.divmod(edges, mask.shape[0] + 1)
     edges = (columns + left) * height + rows + top
-    area, bbox = int((edges[1::2] - edges[::2]).sum()), [0, 0, 0, 0]
+    area, bbox = int((edges[1::2] - edges[::2]).sum(dtype=np.int64)), [0, 0, 0, 0]
     if area:
         x, y = int(columns[0]) + left, int(rows[::2].min()) + top
         bbox = [x, y, int(columns[-1]) + left + 1 - x, int(rows[1::2].max()) + top - y]

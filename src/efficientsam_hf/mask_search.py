@@ -28,8 +28,9 @@ from .processing_efficientsam import EfficientSamProcessor
 
 FULL_SIZE_BYTES = 2**27  # masks of full size that exist at one time
 KEPT_BYTES = 2**28  # logits of candidates that wait for their suppression; what is beyond is drawn once more
+DRAWN_CLICKS = 4  # whose masks a CPU draws at one time
 DECODER_BYTES = 2**30  # what the decoder may take of an accelerator at one time
-CPU_DECODER_BYTES = 2**28  # what it may take of the main memory, where larger batches only leave the cache
+CPU_DECODER_BYTES = 3 * 2**27  # what it may take of the main memory, where larger batches only leave the cache
 
 
 @dataclass
@@ -200,7 +201,8 @@ class Crop:
             places, lost = found.kept[rows].tolist(), rows[found.kept[rows] < 0]
             drawn: Iterator[Tensor] = iter(())
             if len(lost):
-                drawn = iter(self.draw(*self.look(found.points[lost]))[torch.arange(len(lost)), found.tokens[lost]])
+                clicks = torch.arange(len(lost))
+                drawn = iter(self.draw(*self.look(found.points[lost]), clicks)[clicks, found.tokens[lost]])
             return [next(drawn) if place < 0 else self.kept[place] for place in places]
 
         for rows, masks in self.in_batches(find, torch.arange(len(found))):
@@ -220,11 +222,11 @@ class Crop:
         trusted = scores > threshold if threshold > 0 else torch.ones_like(scores, dtype=torch.bool)
         if not self.settings.multimask:
             trusted &= torch.arange(scores.shape[1], device=scores.device) == scores.argmax(1, keepdim=True)
-        clicks = trusted.any(1)
-        if not clicks.any():
+        clicks = trusted.any(1).nonzero()[:, 0]
+        if not len(clicks):
             height, width = self.grid
             return torch.empty(0, 2), torch.empty(0).long(), torch.empty(0), scores.new_empty(0, 4 * height, 4 * width)
-        masks = self.draw(tokens[:, clicks], image[clicks])[trusted[clicks]]
+        masks = self.draw(tokens, image, clicks)[trusted[clicks]]
         which = trusted.nonzero().cpu()
         return points[which[:, 0]], which[:, 1], scores[trusted].cpu(), masks
 
@@ -234,16 +236,15 @@ class Crop:
         prompts = self.model.get_prompt_inputs(self.embeddings, points)
         return self.model.mask_decoder.look(self.prepared, **prompts)
 
-    def draw(self, tokens: Tensor, image: EfficientSamPromptedImage) -> Tensor:
-        """What `look` gave for Q clicks -> logits (Q, M, 4h, 4w), float32."""
-        # On a CPU a few clicks: what is made on the way then stays in the cache and in memory that is used again.
-        at_once = 4 if tokens.device.type == "cpu" else tokens.shape[1]
-        decoder, chosen = self.model.mask_decoder, slice(1, None)
-        answers = decoder.last_look(tokens, image, self.prepared, decoder.numbers(chosen))
-        masks = [
-            decoder.draw_masks(answers[:, part], image[part], self.prepared, chosen)[0].float()
-            for part in torch.arange(tokens.shape[1]).split(at_once)
-        ]
+    def draw(self, tokens: Tensor, image: EfficientSamPromptedImage, clicks: Tensor) -> Tensor:
+        """What `look` gave -> logits (Q, M, 4h, 4w), float32, of Q of its clicks, by their numbers (Q,)."""
+        decoder, chosen, masks = self.model.mask_decoder, slice(1, None), []
+        # On a CPU few clicks, so that what is made on the way stays in the cache and in memory that is used again.
+        parts = -(-len(clicks) // DRAWN_CLICKS) if clicks.device.type == "cpu" else 1
+        for some in clicks.tensor_split(parts):
+            own = image[some]
+            answers = decoder.last_look(tokens[:, some], own, self.prepared, decoder.numbers(chosen))
+            masks.append(decoder.draw_masks(answers, own, self.prepared, chosen)[0].float())
         return torch.cat(masks)
 
     def in_batches(self, work: Callable[[Tensor], Any], rows: Tensor) -> Iterator[tuple[Tensor, Any]]:

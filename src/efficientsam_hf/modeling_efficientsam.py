@@ -9,7 +9,7 @@ With converted weights the numbers are those of the authors' implementation (git
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
@@ -609,11 +609,11 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
 # All prompts of a picture start from one image. What a prompt adds to it are a few vectors, weighed differently in
 # each cell, and a layer norm divides each cell by a number of its own. So no prompt's image is written out; it is
 #
-#     share * common + weights^T (values bases) + shift
+#     factor * (common + weights^T (values bases)) + shift
 #
 # where common (S, C), bases and shift are the same for all prompts, so that linear layers are applied to them once a
-# picture, and share (S), weights (R, S) and values are a prompt's own, with R = heads * T for each time that the image
-# looked at the tokens. A layer norm keeps that form: the variance of a cell is a quadratic form of its weights.
+# picture, and factor (S), weights (R, S) and values are a prompt's own, with R = heads * T for each time that the
+# image looked at the tokens. A layer norm keeps that form: the variance of a cell is a quadratic form of its weights.
 
 
 @dataclass
@@ -657,18 +657,18 @@ class EfficientSamPromptedImage:
     """What is a prompt's own of its image; indexed by prompts.
 
     Args:
-        share: (B, Q, 1, S).
+        factor: (B, Q, 1, S).
         weights: (B, Q, R, S).
         values: For each time that the image looked at the tokens, (B, Q, heads, T, d + 1), the last of them 1.
     """
 
-    share: Tensor
+    factor: Tensor
     weights: Tensor
     values: list[Tensor]
 
     def __getitem__(self, prompts: Tensor) -> "EfficientSamPromptedImage":
         return EfficientSamPromptedImage(
-            self.share[:, prompts], self.weights[:, prompts], [values[:, prompts] for values in self.values]
+            self.factor[:, prompts], self.weights[:, prompts], [values[:, prompts] for values in self.values]
         )
 
     def rows(self, terms: EfficientSamImageTerms) -> Tensor:
@@ -676,18 +676,15 @@ class EfficientSamPromptedImage:
         parts = [(values @ basis).flatten(2, 3) for values, basis in zip(self.values, terms.bases, strict=True)]
         return torch.cat(parts, dim=2)
 
-    def written_out(self, terms: EfficientSamImageTerms) -> Tensor:
-        """(B * Q, S, N)."""
-        shared = torch.addcmul(terms.shift, self.share.transpose(2, 3), terms.common[:, None]).flatten(0, 1)
-        weighted = self.weights.flatten(0, 1).transpose(1, 2), self.rows(terms).flatten(0, 1)
-        # In place saves a copy of everything, but autocast does not see to its types.
-        in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(shared.device.type)
-        return shared.baddbmm_(*weighted) if in_place else torch.baddbmm(shared, *weighted)
-
-    def mean(self, terms: EfficientSamImageTerms) -> Tensor:
-        """Over the cells, of terms with one channel, (B, Q)."""
-        shared = torch.addcmul(terms.shift, self.share.transpose(2, 3), terms.common[:, None]).mean((2, 3))
-        return shared + (self.weights.mean(-1, keepdim=True) * self.rows(terms)).sum((2, 3))
+    def written_out(self, terms: EfficientSamImageTerms, less: EfficientSamImageTerms | None = None) -> Tensor:
+        """(B * Q, S, N); without their mean over cells and channels if `less` are the channels' means of the terms."""
+        weights, factor, shift = self.weights * self.factor, self.factor.transpose(2, 3), terms.shift
+        if less is not None:
+            mean = torch.addcmul(less.shift, factor, less.common[:, None]).mean((2, 3), keepdim=True)
+            mean = mean + (weights.mean(-1, keepdim=True) * self.rows(less)).sum((2, 3), keepdim=True)
+            shift = shift - mean
+        shared = torch.addcmul(shift, factor, terms.common[:, None]).flatten(0, 1)
+        return add_product(shared, weights.flatten(0, 1).transpose(1, 2), self.rows(terms).flatten(0, 1))
 
 
 @dataclass
@@ -705,8 +702,29 @@ class EfficientSamProjectedCells:
     positions: Tensor | None = None
 
 
+def may_reuse_memory(tensor: Tensor) -> bool:
+    """Whether work may be done bit by bit and in place: on a CPU, for which new memory is as dear as arithmetic.
+
+    Not where something is to be learnt, nor while autocast chooses the types or a compiler writes a graph.
+    """
+    unseen = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(tensor.device.type)
+    return tensor.device.type == "cpu" and not torch.is_grad_enabled() and not unseen
+
+
+def add_product(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Tensor (N, I, J) + left (N, I, K) @ right (N, K, J); the tensor may be gone."""
+    return tensor.baddbmm_(left, right) if may_reuse_memory(tensor) else torch.baddbmm(tensor, left, right)
+
+
 def multiply_shared(vectors: Tensor, shared: Tensor) -> Tensor:
     """Vectors of each prompt (B, Q, heads, T, d) times what all share (B or 1, heads, d, N) -> (B, Q, heads, T, N)."""
+    if may_reuse_memory(vectors):
+        # Each prompt's product is written where it belongs; that of all prompts would have to be moved there.
+        product = vectors.new_empty(*vectors.shape[:-1], shared.shape[-1])
+        for own, same, place in zip(vectors, shared.expand(len(vectors), -1, -1, -1), product, strict=True):
+            for prompt, result in zip(own, place, strict=True):
+                torch.bmm(prompt, same, out=result)
+        return product
     product = vectors.transpose(1, 2).flatten(2, 3) @ shared
     return product.unflatten(2, (vectors.shape[1], vectors.shape[3])).transpose(1, 2)
 
@@ -759,10 +777,10 @@ class EfficientSamDecoderAttention(nn.Module):
         scores = multiply_shared(vectors, cells.common)
         if image is None or cells.positions is None:
             return scores
-        scores = torch.addcmul(multiply_shared(vectors, cells.positions), scores, image.share[:, :, None])
         mixed = vectors @ self.split_heads(image.rows(cells.terms)).transpose(-2, -1)
         mixed, added = (part.flatten(2, 3).flatten(0, 1) for part in (mixed, scores))
-        return torch.baddbmm(added, mixed, image.weights.flatten(0, 1)).view(scores.shape)
+        scores = add_product(added, mixed, image.weights.flatten(0, 1)).view(scores.shape)
+        return torch.addcmul(multiply_shared(vectors, cells.positions), scores, image.factor[:, :, None])
 
 
 class EfficientSamTokenAttention(EfficientSamDecoderAttention):
@@ -802,9 +820,9 @@ class EfficientSamTokenToImageAttention(EfficientSamDecoderAttention):
         if image is None:
             looked = multiply_shared(weights, values.common)
         else:
-            own = (weights.flatten(2, 3) @ image.weights.transpose(2, 3)).unflatten(2, weights.shape[2:4])
-            looked = own @ self.split_heads(image.rows(values.terms))
-            looked = looked + multiply_shared(weights * image.share[:, :, None], values.common)
+            scaled = weights * image.factor[:, :, None]
+            own = (scaled.flatten(2, 3) @ image.weights.transpose(2, 3)).unflatten(2, weights.shape[2:4])
+            looked = own @ self.split_heads(image.rows(values.terms)) + multiply_shared(scaled, values.common)
         output = self.out_proj(self.join_heads(looked) + (self.v_proj.bias + values.terms.shift))
         return output, weights.flatten(0, 1)
 
@@ -871,34 +889,36 @@ class EfficientSamImageNorm(nn.LayerNorm):
         products: tuple[Tensor, list[Tensor]],
     ) -> EfficientSamPromptedImage:
         """Add what the image saw, weights (B, Q, heads, T, S) of values (B, Q, heads, T, d + 1), and divide."""
-        weights = weights.flatten(2, 3)
-        if image is None:
-            added = EfficientSamPromptedImage(torch.ones_like(weights[:, :, :1]), weights, [values])
-        else:
-            both = torch.cat([image.weights, weights], dim=2)
-            added = EfficientSamPromptedImage(image.share, both, [*image.values, values])
+        weights, values = weights.flatten(2, 3), [values]
+        if image is not None:
+            # What comes in will be multiplied by the factor of before as well.
+            weights = torch.cat([image.weights, weights * image.factor.reciprocal()], dim=2)
+            values = [*image.values, *values]
         with torch.autocast(weights.device.type, enabled=False):
-            variance = self.sum_of_squares(added, terms, products) / self.weight.shape[0]
-        factor = (variance.clamp(min=0) + self.eps).rsqrt().to(weights.dtype)
-        return EfficientSamPromptedImage(added.share * factor, added.weights * factor, added.values)
+            variance = self.sum_of_squares(weights, values, terms, products) / self.weight.shape[0]
+            variance = variance if image is None else variance * image.factor.float().square()
+            factor = (variance.clamp(min=0) + self.eps).rsqrt().to(weights.dtype)
+        return EfficientSamPromptedImage(factor if image is None else image.factor * factor, weights, values)
 
     def sum_of_squares(
-        self, image: EfficientSamPromptedImage, terms: EfficientSamImageTerms, products: tuple[Tensor, list[Tensor]]
+        self,
+        weights: Tensor,
+        values: list[Tensor],
+        terms: EfficientSamImageTerms,
+        products: tuple[Tensor, list[Tensor]],
     ) -> Tensor:
-        """Of each cell's channels, (B, Q, 1, S), as a quadratic form of share and weights."""
-        share, weights = image.share.float(), image.weights.float()
-        values, bases = [part.float() for part in image.values], [basis.float() for basis in terms.bases]
-        rows = [(part @ basis).flatten(2, 3) for part, basis in zip(values, bases, strict=True)]
+        """Of each cell's channels before the factor, (B, Q, 1, S), as a quadratic form of the weights (B, Q, R, S)."""
+        weights, values = weights.float(), [part.float() for part in values]
+        rows = [(part @ basis.float()).flatten(2, 3) for part, basis in zip(values, terms.bases, strict=True)]
         parts = weights.split([row.shape[2] for row in rows], dim=2)
-        total = products[0] * share.square()
+        total = products[0]
         for number, (part, product) in enumerate(zip(values, products[1], strict=True)):
             crossed = multiply_shared(part, product).flatten(2, 3)
-            crossed = crossed * share if image.values[1:] else crossed
             # Of two looks the products count twice, so that the later ones need not look back at the earlier ones.
             later = [2 * row for row in rows[number + 1 :]]
             form = rows[number] @ torch.cat([rows[number], *later], dim=2).transpose(2, 3)
             looks = parts[number] if not later else torch.cat(parts[number:], dim=2) if number else weights
-            form = torch.baddbmm(crossed.flatten(0, 1), form.flatten(0, 1), looks.flatten(0, 1))
+            form = add_product(crossed.flatten(0, 1), form.flatten(0, 1), looks.flatten(0, 1))
             total = total + (form.view_as(crossed) * parts[number]).sum(2, keepdim=True)
         return total
 
@@ -1158,8 +1178,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         """The chosen masks' tokens (B, Q, M, C) after the last look, and the images -> logits (B, Q, M, 4h, 4w)."""
         height, width = prepared.size
         # One group of all channels: mean and variance run over everything but the batch.
-        shift = prepared.upscaling.shift - image.mean(prepared.channel_means)[..., None, None]
-        cells = image.written_out(replace(prepared.upscaling, shift=shift))
+        cells = image.written_out(prepared.upscaling, less=prepared.channel_means)
         weights = self.mask_weights(tokens, chosen).flatten(0, 1)
         # Cell by cell first: one sum of a million squares would lose digits.
         lengths = torch.linalg.vector_norm(cells, dim=2, keepdim=True, dtype=torch.float32)
@@ -1170,7 +1189,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         fine = prepared.fine
         if fine is not None:
             fine = fine[:, None].expand(-1, tokens.shape[1], -1, -1, -1).flatten(0, 1)
-        if cells.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not may_reuse_memory(cells):
             masks = self.draw_cells(cells, gain, shift, halving, weights, fine)
         else:
             # Some cells at a time, so that what is large stays in the cache and in memory that is used again.
@@ -1182,9 +1201,8 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
                 for part, own in zip(parts, details, strict=True)
             ]
             masks = torch.cat(parts, dim=2)
-        # Cells, then halves of cells, then quarters, by row and column each: brought into rows and columns of pixels.
-        masks = masks.unflatten(2, (height, width)).unflatten(-1, (2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
-        return masks.reshape(*tokens.shape[:2], masks.shape[1], 4 * height, 4 * width)
+        masks = in_rows_and_columns(masks, height, width)
+        return masks.reshape(*tokens.shape[:2], *masks.shape[1:])
 
     def draw_cells(
         self,
@@ -1215,6 +1233,17 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         """Each chosen mask token's own network turns it into a filter: (B, Q, M, C) -> (B, Q, M, channels)."""
         networks = enumerate(self.hypernetworks[chosen])
         return torch.stack([network(mask_tokens[:, :, number]) for number, network in networks], dim=2)
+
+
+def in_rows_and_columns(masks: Tensor, height: int, width: int) -> Tensor:
+    """Of each cell, by row and column, its halves and their halves (N, M, h * w, 16) -> (N, M, 4h, 4w)."""
+    pair = {4: torch.float64, 2: torch.float32}.get(masks.element_size())
+    if pair is None or not may_reuse_memory(masks):
+        masks = masks.unflatten(2, (height, width)).unflatten(-1, (2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return masks.reshape(*masks.shape[:2], 4 * height, 4 * width)
+    # Two neighbours are moved as if they were one number, in half the time.
+    pairs = masks.view(pair).unflatten(2, (height, width)).unflatten(-1, (2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5)
+    return pairs.reshape(*pairs.shape[:2], 4 * height, 2 * width).view(masks.dtype)
 
 
 def spreading_matrix(convolution: nn.ConvTranspose2d) -> Tensor:
