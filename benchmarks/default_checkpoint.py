@@ -27,7 +27,7 @@ from efficientsam_hf.data.sa1b import find_pairs
 from efficientsam_hf.evaluation.ground_truth import TrueObject, true_objects
 from efficientsam_hf.evaluation.interactive import Settings, evaluate_picture
 from efficientsam_hf.evaluation.metrics import iou
-from efficientsam_hf.evaluation.predictor import EfficientSamPredictor
+from efficientsam_hf.evaluation.predictor import EfficientSamPredictor, ZoomingPredictor
 from efficientsam_hf.evaluation.protocols import find_protocol
 from efficientsam_hf.evaluation.skips import Skips
 from efficientsam_hf.evaluation.summary import summarize
@@ -111,11 +111,15 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only every so many-th photo: those held out of training")
     parser.add_argument("--limit", type=int, help="most photos of each source")
     parser.add_argument("--masks", type=int, help="most masks of a photo")
+    parser.add_argument("--zoom", type=float, help="look closer, as `segment` does with this zoom")
     parser.add_argument("--threads", type=int, default=2, help="of the processor")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    predictor = EfficientSamPredictor(*load_checkpoint(args.model, device="cpu"))
+    model, processor = load_checkpoint(args.model, device="cpu")
+    predictor = EfficientSamPredictor(model, processor)
+    if args.zoom:
+        predictor = ZoomingPredictor(model, processor, "zooming", args.zoom)
     print(table([]))
     rows = []
     for source in args.sources:

@@ -35,6 +35,7 @@ FLOORS = [
         "configuration_efficientsam_sami",
         "image_processing_efficientsam",
         "mask_drawing",
+        "zooming",
         "interchange",
     },
     {"processing_efficientsam", "modeling_efficientsam", "visualization"},

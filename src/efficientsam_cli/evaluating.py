@@ -23,6 +23,7 @@ Masks = Annotated[int | None, typer.Option(help="most masks of a picture, spread
 Crowds = Annotated[bool, typer.Option(help="ask for groups that are annotated as one, too")]
 Boundary = Annotated[bool, typer.Option(help="score the masks' boundaries, too")]
 Refine = Annotated[bool, typer.Option(help="show each answer to the model once more (SAM's own AP does)")]
+Zoom = Annotated[float, typer.Option(help="look closer at each object, as predict does; 0: do not")]
 Strict = Annotated[bool, typer.Option(help="stop at what would be left out and counted")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")]
 Output = Annotated[Path, typer.Option(help="result file; beside it NAME_masks.jsonl, a line a picture")]
@@ -39,6 +40,7 @@ def points(
     model: Models = None,
     limit: Limit = None,
     masks: Masks = None,
+    zoom: Zoom = 0,
     seed: Annotated[int, typer.Option(help="of random clicks")] = 0,
     crowds: Crowds = False,
     boundary: Boundary = False,
@@ -56,7 +58,7 @@ def points(
     settings = Settings(seed=seed, crowds=crowds, boundary=boundary, masks=masks)
     told = tuple(numbers(prompts)) if prompts else None
     asked = [(name, told) for name in protocol or ["sam"]]
-    interactive(images, annotations, model, asked, settings, limit, strict, device, output, sheet)
+    interactive(images, annotations, (model, zoom), asked, settings, limit, strict, device, output, sheet)
 
 
 def boxes(
@@ -65,6 +67,7 @@ def boxes(
     model: Models = None,
     limit: Limit = None,
     masks: Masks = None,
+    zoom: Zoom = 0,
     refine: Refine = False,
     crowds: Crowds = False,
     boundary: Boundary = False,
@@ -80,7 +83,7 @@ def boxes(
     from efficientsam_hf.evaluation.interactive import Settings
 
     settings = Settings(crowds=crowds, boundary=boundary, refine=refine, masks=masks)
-    interactive(images, annotations, model, [("box", None)], settings, limit, strict, device, output, sheet)
+    interactive(images, annotations, (model, zoom), [("box", None)], settings, limit, strict, device, output, sheet)
 
 
 def detections(
@@ -144,7 +147,7 @@ def everything(
 def interactive(
     images: Path,
     annotations: Path | None,
-    models: list[str] | None,
+    models: tuple[list[str] | None, float],
     asked: list[tuple[str, tuple[int, ...] | None]],
     settings: Any,
     limit: int | None,
@@ -153,7 +156,7 @@ def interactive(
     output: Path,
     sheet: Path | None,
 ) -> None:
-    """Every model by every protocol; the sheet is the first model's, by the first protocol."""
+    """Every model, with its zoom, by every protocol; the sheet is the first model's, by the first protocol."""
     from efficientsam_hf.evaluation.campaign import Campaign, find_protocol, score_interactive, worst_cases
     from efficientsam_hf.evaluation.journal import Share
 
@@ -161,7 +164,7 @@ def interactive(
     sheet, drawn = sheet or output.with_name(f"{output.stem}_worst.png"), None
     with Share.of_environment().together() as share:
         campaign = Campaign(images, annotations, output, limit, strict, False, share, progress_of(share.rank))
-        for predictor, known in load_all(models, device):
+        for predictor, known in load_all(models[0], device, models[1]):
             records = score_interactive(campaign, predictor, known, protocols, settings)
             if drawn is None and share.rank == 0:
                 drawn = worst_cases(campaign, predictor, records, protocols[0], settings)
@@ -184,7 +187,7 @@ def progress_of(rank: int) -> Callable:
     return progress_bar if rank == 0 else iter
 
 
-def load_all(sources: list[str] | None, device: str | None) -> Any:
+def load_all(sources: list[str] | None, device: str | None, zoom: float = 0) -> Any:
     """Predictors with what is to be told of them, loaded one after the other."""
     from transformers.utils import logging
 
@@ -196,8 +199,9 @@ def load_all(sources: list[str] | None, device: str | None) -> Any:
     place = place_of(device)
     wanted: list[str | None] = [*sources] if sources else [None]
     for source in wanted:
-        predictor = load_predictor(source, place)
-        yield predictor, describe_model(predictor, source or "bundled", place.split(":")[0])
+        predictor = load_predictor(source, place, zoom)
+        told = f"{source or 'bundled'}{f', zoom {zoom:g}' if zoom else ''}"
+        yield predictor, describe_model(predictor, told, place.split(":")[0])
 
 
 def place_of(device: str | None) -> str:

@@ -4,33 +4,41 @@ from pathlib import Path
 from typing import Any
 
 
-def load_predictor(source: str | None, device: str) -> Any:
+def load_predictor(source: str | None, device: str, zoom: float = 0) -> Any:
     """This package's models and its peers, ready to be evaluated.
 
     Args:
         source: Folder or Hub id; `ENCODER.onnx,DECODER.onnx`; None for the bundled checkpoint.
         device: Where to.
+        zoom: How close to look at each object, as in `segment`.
 
     Raises:
-        ValueError: for a model of another kind.
+        ValueError: for a model of another kind, and for a zoom of one that is not this package's.
         OSError: if there is none.
     """
     from transformers import PreTrainedConfig
 
     from efficientsam_hf import EfficientSamConfig, default_checkpoint, load_checkpoint
-    from efficientsam_hf.evaluation.predictor import EfficientSamPredictor
+    from efficientsam_hf.evaluation.predictor import EfficientSamPredictor, ZoomingPredictor
+    from efficientsam_hf.prediction import find_zoom
 
+    if zoom and source and source.endswith(".onnx"):
+        raise ValueError(f"--zoom is for this package's models, got {source}")
     if source and source.endswith(".onnx"):
         return load_onnx(source, device)
     folder = str(default_checkpoint() if source is None else source)
     kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     name = Path(folder).name
     if kind in ("sam", "sam_hq", "sam2", "sam2_video", "edgetam", "edgetam_video"):
+        if zoom:
+            raise ValueError(f"--zoom is for this package's models, got one of type {kind!r}")
         return load_peer(kind.removesuffix("_video"), folder, device)
     if kind != EfficientSamConfig.model_type:
         wanted = "efficientsam, sam, sam_hq, sam2 or edgetam"
         raise ValueError(f"{source} holds a model of type {kind!r}, wanted {wanted}")
     model, processor = load_checkpoint(folder, device=device)
+    if zoom := find_zoom(model, zoom):
+        return ZoomingPredictor(model, processor, f"{name}, zoom {zoom:g}", zoom)
     return EfficientSamPredictor(model, processor, name)
 
 

@@ -19,6 +19,9 @@ def predict(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="overlay picture; PHOTO_overlay.png here if left out")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="masks as COCO run lengths, SA-1B's layout")] = None,
+    zoom: Annotated[
+        float | None, typer.Option(help="look closer at each object, in a crop so many times its size; 0: do not")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
 ) -> None:
     """Segment what clicks and boxes point at, and draw it.
@@ -41,7 +44,7 @@ def predict(
     picture = read_photo(photo)
     logging.disable_progress_bar()
     loaded, processor = load_checkpoint(model, device=device)
-    answer = segment(loaded, processor, picture, **as_objects(points, labels, boxes))
+    answer = segment(loaded, processor, picture, **as_objects(points, labels, boxes), zoom=zoom)
     overlay = draw_segmentation(picture, answer.masks[:, 0].cpu().numpy(), points, labels, boxes)
     records = answer.records()
     with written_together([output, json_file] if json_file else [output]) as (overlay_part, *json_part):

@@ -204,6 +204,7 @@ class EfficientSamConfig(PreTrainedConfig):
         prompt_encoder_config: The prompt encoder.
         mask_decoder_config: The mask decoder.
         mask_generation: Options of `segment_everything` that suit these weights, where the caller gives none.
+        zoom: How close `segment` looks at an object with these weights, where the caller does not say.
 
     Raises:
         ValueError: if the three parts do not have one embedding width.
@@ -225,6 +226,7 @@ class EfficientSamConfig(PreTrainedConfig):
     prompt_encoder_config: dict | PreTrainedConfig | None = None
     mask_decoder_config: dict | PreTrainedConfig | None = None
     mask_generation: dict | None = None
+    zoom: float | int | None = None
 
     def __post_init__(self, **kwargs):
         for name, part in self.sub_configs.items():

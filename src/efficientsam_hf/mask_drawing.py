@@ -92,7 +92,9 @@ def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[s
     padded[:, 1:] = mask.numpy().T
     flat = np.append(padded.ravel(), False)
     # Half the bytes are half the time, and enough for any picture below two gigapixels.
-    edges = np.flatnonzero(flat[1:] != flat[:-1]).astype(np.int32 if (height + 1) * width < 2**31 else np.int64)
+    edges: np.ndarray = np.flatnonzero(flat[1:] != flat[:-1]).astype(
+        np.int32 if (height + 1) * width < 2**31 else np.int64
+    )
     columns, rows = np.divmod(edges, mask.shape[0] + 1)
     edges = (columns + left) * height + rows + top
     area, bbox = int((edges[1::2] - edges[::2]).sum(dtype=np.int64)), [0, 0, 0, 0]
@@ -103,8 +105,8 @@ def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[s
     joined = np.flatnonzero(edges[1:] == edges[:-1])
     edges = np.delete(edges, np.concatenate([joined, joined + 1]))
     counts = np.diff(edges, prepend=0, append=height * width)
-    counts = compress_counts(counts if counts[-1] else counts[:-1])
-    return {"segmentation": {"size": [height, width], "counts": counts}, "bbox": bbox, "area": area}
+    text = compress_counts(counts if counts[-1] else counts[:-1])
+    return {"segmentation": {"size": [height, width], "counts": text}, "bbox": bbox, "area": area}
 
 
 def decode_box(rle: dict, box: list[int]) -> np.ndarray:

@@ -228,7 +228,7 @@ def read_counts(rle: dict) -> np.ndarray:
 def compress_counts(counts: np.ndarray) -> str:
     """Run lengths as COCO's string: from the fourth on, each is written as the difference to the last but one."""
     # Half the bytes are twice the speed, and hold the runs of any picture below a gigapixel.
-    rest = counts.astype(np.int32 if counts.max(initial=0) < 2**30 else np.int64)
+    rest: np.ndarray = counts.astype(np.int32 if counts.max(initial=0) < 2**30 else np.int64)
     rest[3:] -= rest[1:-2].copy()
     characters, written = [], []
     unfinished = np.ones(len(rest), dtype=bool)

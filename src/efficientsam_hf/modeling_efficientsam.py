@@ -889,16 +889,16 @@ class EfficientSamImageNorm(nn.LayerNorm):
         products: tuple[Tensor, list[Tensor]],
     ) -> EfficientSamPromptedImage:
         """Add what the image saw, weights (B, Q, heads, T, S) of values (B, Q, heads, T, d + 1), and divide."""
-        weights, values = weights.flatten(2, 3), [values]
+        weights, all_values = weights.flatten(2, 3), [values]
         if image is not None:
             # What comes in will be multiplied by the factor of before as well.
             weights = torch.cat([image.weights, weights * image.factor.reciprocal()], dim=2)
-            values = [*image.values, *values]
+            all_values = [*image.values, values]
         with torch.autocast(weights.device.type, enabled=False):
-            variance = self.sum_of_squares(weights, values, terms, products) / self.weight.shape[0]
+            variance = self.sum_of_squares(weights, all_values, terms, products) / self.weight.shape[0]
             variance = variance if image is None else variance * image.factor.float().square()
             factor = (variance.clamp(min=0) + self.eps).rsqrt().to(weights.dtype)
-        return EfficientSamPromptedImage(factor if image is None else image.factor * factor, weights, values)
+        return EfficientSamPromptedImage(factor if image is None else image.factor * factor, weights, all_values)
 
     def sum_of_squares(
         self,

@@ -27,16 +27,22 @@ class MaskDecoder(Protocol):
         """About what one prompt takes on an embedding grid of so many cells."""
 
     def prepare(self, **image_inputs: Any) -> Any:
-        """What `get_image_inputs` gave -> what all prompts of a picture share, which only the two below understand."""
+        """What `get_image_inputs` gave -> what all prompts of a picture share, which only those below understand."""
 
     def look(self, prepared: Any, **prompt_inputs: Any) -> tuple[Tensor, Any]:
         """And what `get_prompt_inputs` gave -> tokens (B, Q, ...), and the prompts' images, indexed by prompts."""
 
+    def numbers(self, chosen: slice) -> list[int]:
+        """Which tokens are those of the chosen masks; number 0 is the one for the predicted IoU."""
+
+    def last_look(self, tokens: Tensor, image: Any, prepared: Any, numbers: list[int]) -> Tensor:
+        """Tokens and images, or the same prompts of both -> what the tokens of these numbers answer."""
+
     def predict_iou(self, tokens: Tensor, chosen: slice) -> Tensor:
-        """The tokens -> predicted IoU (B, Q, M) of the chosen masks."""
+        """The answer of token 0 -> predicted IoU (B, Q, M) of the chosen masks."""
 
     def draw_masks(self, tokens: Tensor, image: Any, prepared: Any, chosen: slice) -> Tensor:
-        """Tokens and images, or the same prompts of both -> logits (B, Q, M, 4h, 4w)."""
+        """The answers of the chosen masks' tokens, and the images -> logits (B, Q, M, 4h, 4w)."""
 
 
 @runtime_checkable

@@ -1,7 +1,9 @@
 """One photo and its prompts -> masks with scores, best first."""
 
 import html
+import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_segmentation
+from .zooming import Pointed, look_closer
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +98,7 @@ def segment(
     labels: Any = None,
     boxes: Any = None,
     image_embeddings: Tensor | None = None,
+    zoom: float | None = None,
 ) -> Segmentation:
     """Segment the objects that clicks and boxes point at.
 
@@ -107,12 +111,16 @@ def segment(
         boxes: One box [x0, y0, x1, y1], or a list of them, one an object. With `points`, box and clicks of the same
             place in the lists describe the same object; None stands for what an object does not have.
         image_embeddings: Of an earlier answer on the same photo; saves the encoder's work.
+        zoom: Look closer: ask once more on a crop around each object, so many times as wide and high as its box or
+            first mask, wherever that shows it larger. Costs the encoder's work once an object. 0: do not; None: as
+            the model's config says in `zoom`.
 
     Raises:
-        ValueError: for a prompt that cannot be meant, or that the weights never learnt (see `EfficientSamProcessor`).
+        ValueError: for a prompt that cannot be meant, or that the weights never learnt (see `EfficientSamProcessor`),
+            and for a `zoom` other than 0 that is below 1.
         FileNotFoundError: if there is no such file.
     """
-    picture = read_picture(image)
+    picture, zoom = read_picture(image), find_zoom(model, zoom)
     prompts = {
         "input_points": one_image(points, 3),
         "input_labels": one_image(labels, 2),
@@ -123,8 +131,32 @@ def segment(
     sizes = inputs.pop("original_sizes")
     outputs = model(**inputs, image_embeddings=image_embeddings)
     low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores)
-    masks = processor.post_process_masks(low_resolution, sizes)[0]
-    return Segmentation(masks, scores[0], outputs.image_embeddings)
+    masks, scores = processor.post_process_masks(low_resolution, sizes)[0], scores[0]
+    if zoom:
+
+        def ask(part: Tensor, pointed: Pointed) -> tuple[Tensor, Tensor]:
+            points, labels = ([given] if given else None for given in (pointed.points, pointed.labels))
+            closer = segment(model, processor, part, points, labels, pointed.box, zoom=0)
+            return closer.masks[0], closer.scores[0]
+
+        masks, scores = look_closer(picture, masks, scores, pointed_at(*prompts.values()), zoom, ask)
+    return Segmentation(masks, scores, outputs.image_embeddings)
+
+
+def pointed_at(points: list | None, labels: list | None, boxes: list | None) -> list[Pointed]:
+    """The prompts of one image, as the processor takes them, object by object."""
+    objects = zip_longest(*((part or [[]])[0] for part in (points, labels, boxes)))
+    return [
+        Pointed(clicks or [], marks or [1] * len(clicks or []), box if box else None) for clicks, marks, box in objects
+    ]
+
+
+def find_zoom(model: EfficientSamModel, zoom: float | None) -> float:
+    """The zoom that is asked for, or else the one of the model's config; 0 is none."""
+    zoom = model.config.zoom if zoom is None else zoom
+    if zoom and not 1 <= zoom < math.inf:
+        raise ValueError(f"zoom wants 0 or a number from 1 on, got {zoom}")
+    return zoom or 0
 
 
 def best_first(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,8 +184,15 @@ def one_image(prompt: Any, depth: int) -> list | None:
     """One object's prompt, or several objects' (`depth` levels of nesting), as a list for one image."""
     if prompt is None:
         return None
-    prompt = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
+    prompt = as_lists(prompt)
     return [prompt] if nesting(prompt) >= depth else [[prompt]]
+
+
+def as_lists(value: Any) -> Any:
+    """Arrays, tensors, tuples and lists in any nesting, as lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [as_lists(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def nesting(value: Any) -> int:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..modeling_efficientsam import EfficientSamModel
+from ..prediction import segment
 from ..processing_efficientsam import EfficientSamProcessor
 
 DECODER_BYTES = {"cpu": 2**28}  # what the decoder may take at one time; on a CPU more only leaves the cache
@@ -107,6 +108,7 @@ class Embedded:
 
     features: Any
     size: tuple[int, int]
+    picture: Image.Image | None = None
 
 
 class EfficientSamPredictor:
@@ -165,6 +167,38 @@ class EfficientSamPredictor:
         return module_hash(self.model)
 
 
+class ZoomingPredictor(EfficientSamPredictor):
+    """As `segment` answers with its `zoom`: each object is looked at once more, closely. It takes no mask prompts.
+
+    What stands for logits is 1 on an object and -1 elsewhere, at the picture's size.
+    """
+
+    def __init__(self, model: EfficientSamModel, processor: EfficientSamProcessor, name: str, zoom: float):
+        super().__init__(model, processor, name)
+        self.zoom, self.mask_prompts = zoom, False
+
+    def embed(self, picture: Image.Image) -> Embedded:
+        """See `Predictor`."""
+        return replace(super().embed(picture), picture=picture)
+
+    def decode_some(self, embedded: Embedded, prompts: Prompts) -> Answer:
+        """See `Predictor`."""
+        given = {"points": prompts.points, "labels": prompts.labels, "boxes": prompts.boxes}
+        answer = segment(
+            self.model,
+            self.processor,
+            embedded.picture,
+            **given,
+            image_embeddings=embedded.features,
+            zoom=self.zoom,
+        )
+        return Answer(answer.masks.to(torch.int8) * 2 - 1, answer.scores)
+
+    def at_size(self, embedded: Embedded, logits: Tensor) -> np.ndarray:
+        """See `Predictor`."""
+        return (logits > 0).cpu().numpy()
+
+
 def module_hash(module: nn.Module) -> str:
     """SHA-256 over names, shapes and float32 values of a module's state, in the order of the names."""
     digest = hashlib.sha256()
@@ -174,4 +208,13 @@ def module_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["Answer", "EfficientSamPredictor", "Embedded", "Predictor", "Prompts", "ask", "module_hash"]
+__all__ = [
+    "Answer",
+    "EfficientSamPredictor",
+    "Embedded",
+    "Predictor",
+    "Prompts",
+    "ZoomingPredictor",
+    "ask",
+    "module_hash",
+]

@@ -158,7 +158,7 @@ def compare_official(
     pixels = read_picture(photo)
     height, width = pixels.shape[-2:]
     click, box = [width / 2, height / 2], [0.2 * width, 0.25 * height, 0.8 * width, 0.75 * height]
-    wanted = segment(model, processor, pixels, points=[[click], None], boxes=[None, box])
+    wanted = segment(model, processor, pixels, points=[[click], None], boxes=[None, box], zoom=0)
     (embeddings,) = encoder.run(None, {"batched_images": pixels[None].numpy().astype(np.float32) / 255})
     prompts = {
         "batched_point_coords": np.array([[[click, [0, 0]], [box[:2], box[2:]]]], dtype=np.float32),

@@ -150,6 +150,14 @@ class ExportedMaskDecoder:
         scores, masks = self.model.decode(image_embeddings=prepared, **prompt_inputs)
         return scores, masks[0]
 
+    def numbers(self, chosen: Any) -> list[int]:
+        """None: there are no tokens."""
+        return []
+
+    def last_look(self, tokens: Tensor, image: Tensor, prepared: Tensor, numbers: list[int]) -> Tensor:
+        """The scores that `look` gave."""
+        return tokens
+
     def predict_iou(self, tokens: Tensor, chosen: Any) -> Tensor:
         """The scores that `look` gave."""
         return tokens

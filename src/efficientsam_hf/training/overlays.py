@@ -55,7 +55,7 @@ def answer_boxes(model: EfficientSamModel, processor: EfficientSamProcessor, exa
     """The model's best masks for the true masks' boxes, (N, H, W), booleans; the model is left in its mode."""
     training = model.training
     try:
-        answer = segment(model.eval(), processor, example.pixels, boxes=example.boxes)
+        answer = segment(model.eval(), processor, example.pixels, boxes=example.boxes, zoom=0)
     finally:
         model.train(training)
     return answer.masks[:, 0].cpu().numpy()

@@ -1,0 +1,104 @@
+"""A closer look at an object: the same prompt once more, on a crop of the picture around it.
+
+A small object covers few cells of the embedding grid; in a crop it covers many. RITM (Sofiiuk et al., 2022, "zoom-in")
+crops around the last answer in the same way, from the second click on.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .masks_efficientsam import masks_to_boxes
+
+Window = tuple[int, int, int, int]  # left, top, right, bottom; the last two are behind the last pixel
+LEAST_SIDE = 32  # pixels of a window, where the picture has them
+MOST_STRETCH = 2  # how much longer than the other a window's side may be, within the picture
+WORTH_A_LOOK = 0.6  # windows that cover more of the picture show nothing new
+
+
+def window_around(box: Sequence[float], size: tuple[int, int], zoom: float) -> Window | None:
+    """The part of an H x W picture around a box (x0, y0, x1, y1), with sides `zoom` times as long, cut at its edges.
+
+    None where that would be most of the picture anyway.
+    """
+    (x0, y0, x1, y1), (height, width) = box, size
+    longest = zoom * max(x1 - x0, y1 - y0)
+    across, down = (max(zoom * side, longest / MOST_STRETCH, LEAST_SIDE) / 2 for side in (x1 - x0, y1 - y0))
+    middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
+    left, top = max(0, int(middle_x - across)), max(0, int(middle_y - down))
+    right, bottom = min(width, int(middle_x + across) + 1), min(height, int(middle_y + down) + 1)
+    if right <= left or bottom <= top or (right - left) * (bottom - top) > WORTH_A_LOOK * height * width:
+        return None
+    return left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """What points at one object, in pixels.
+
+    Args:
+        points: Clicks [x, y].
+        labels: Of the clicks: 1 on the object, 0 on the background, -1 for none.
+        box: x0, y0, x1, y1, or None.
+    """
+
+    points: Sequence[Sequence[float]] = ()
+    labels: Sequence[int] = ()
+    box: Sequence[float] | None = None
+
+    def region(self, mask: Tensor) -> list[float] | None:
+        """The box around the object: the one that is given, or else that of its first mask (H, W), and its clicks."""
+        boxes = [list(self.box)] if self.box else [masks_to_boxes(mask).tolist()] if mask.any() else []
+        boxes += [[x, y, x + 1, y + 1] for (x, y), label in zip(self.points, self.labels, strict=True) if label == 1]
+        if not boxes:
+            return None
+        x0, y0, x1, y1 = zip(*boxes, strict=True)
+        return [min(x0), min(y0), max(x1), max(y1)]
+
+    def inside(self, window: Window) -> "Pointed":
+        """The same in a window's pixels, without what lies outside of it."""
+        left, top, right, bottom = window
+        clicks = [
+            ([x - left, y - top], label)
+            for (x, y), label in zip(self.points, self.labels, strict=True)
+            if left <= x < right and top <= y < bottom and label >= 0
+        ]
+        box = self.box and [self.box[0] - left, self.box[1] - top, self.box[2] - left, self.box[3] - top]
+        return Pointed([point for point, _ in clicks], [label for _, label in clicks], box)
+
+
+def look_closer(
+    picture: Tensor,
+    masks: Tensor,
+    scores: Tensor,
+    objects: Sequence[Pointed],
+    zoom: float,
+    ask: Callable[[Tensor, Pointed], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """The answer once more, for each object that a window shows larger.
+
+    Args:
+        picture: (C, H, W).
+        masks: Of the first answer, (Q, M, H, W), the best first.
+        scores: (Q, M).
+        objects: Q of them.
+        zoom: Sides of a window, as multiples of those of the object.
+        ask: Part of the picture, and what points at an object in it -> masks (M, h, w), scores (M).
+    """
+    masks, scores = masks.clone(), scores.clone()
+    for row, pointed in enumerate(objects):
+        region = pointed.region(masks[row, 0])
+        window = region and window_around(region, (masks.shape[-2], masks.shape[-1]), zoom)
+        if not window:
+            continue
+        inside = pointed.inside(window)
+        if inside.points or inside.box:
+            left, top, right, bottom = window
+            closer, scores[row] = ask(picture[:, top:bottom, left:right], inside)
+            masks[row] = False
+            masks[row, :, top:bottom, left:right] = closer
+    return masks, scores
+
+
+__all__ = ["Pointed", "look_closer", "window_around"]

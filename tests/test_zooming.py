@@ -1,0 +1,159 @@
+"""A closer look: the same prompt on a crop around the object, put back where it belongs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, tiny_config
+from PIL import Image
+
+from efficientsam_hf import EfficientSamProcessor, load_checkpoint, segment
+from efficientsam_hf.evaluation.predictor import Prompts, ZoomingPredictor
+from efficientsam_hf.zooming import Pointed, look_closer, window_around
+
+SIZE = (100, 200)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(tiny_config(negative_points=True))
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return EfficientSamProcessor.from_model_config(model.config)
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+@pytest.mark.parametrize("zoom", [1.0, 2.0, 3.5])
+@pytest.mark.parametrize("box", [(50, 40, 70, 60), (0, 0, 3, 2), (190, 95, 200, 100), (10, 50, 60, 52)], ids=str)
+def test_a_window_holds_its_box_and_lies_in_the_picture(box, zoom):
+    left, top, right, bottom = window_around(box, SIZE, zoom)
+    assert 0 <= left <= box[0]
+    assert box[2] <= right <= SIZE[1]
+    assert 0 <= top <= box[1]
+    assert box[3] <= bottom <= SIZE[0]
+
+
+def test_a_window_is_so_many_times_its_box_and_not_too_narrow():
+    left, top, right, bottom = window_around((80, 40, 100, 60), SIZE, 2.0)
+    assert (right - left, bottom - top) == (41, 41)
+    left, top, right, bottom = window_around((80, 50, 120, 52), SIZE, 2.0)
+    assert (right - left, bottom - top) == (81, 41)
+
+
+def test_what_fills_the_picture_is_not_looked_at_again():
+    assert window_around((0, 0, 200, 100), SIZE, 1.0) is None
+    assert window_around((40, 20, 160, 80), SIZE, 2.0) is None
+    assert window_around((-50, -50, -40, -40), SIZE, 2.0) is None
+
+
+def test_clicks_move_with_the_window_and_those_outside_stay_out():
+    pointed = Pointed([[30, 20], [150, 90], [31, 22]], [1, 0, -1], [20, 10, 40, 30])
+    assert pointed.inside((10, 5, 60, 50)) == Pointed([[20, 15]], [1], [10, 5, 30, 25])
+
+
+def test_the_region_is_the_box_or_else_the_first_mask_with_the_clicks_on_the_object():
+    mask = torch.zeros(SIZE, dtype=torch.bool)
+    mask[20:30, 40:50] = True
+    assert Pointed([[60, 25], [199, 99]], [1, 0]).region(mask) == [40, 20, 61, 30]
+    assert Pointed([[60, 25]], [1], [10, 10, 20, 20]).region(mask) == [10, 10, 61, 26]
+    assert Pointed([[60, 25]], [0]).region(~mask & mask) is None
+
+
+def test_only_what_a_window_shows_larger_is_asked_again():
+    """Object 0 is small, 1 fills the picture, and of 2 nothing is known but the background."""
+    masks, scores = torch.zeros(3, 1, *SIZE, dtype=torch.bool), torch.zeros(3, 1)
+    masks[1] = True
+    seen = []
+
+    def ask(part, pointed):
+        seen.append((part, pointed))
+        return torch.ones(1, *part.shape[1:], dtype=torch.bool), torch.ones(1)
+
+    objects = [Pointed(box=[50, 40, 60, 50]), Pointed([[3, 3]], [1]), Pointed([[3, 3]], [0])]
+    picture = torch.arange(SIZE[0] * SIZE[1]).view(1, *SIZE)
+    found, found_scores = look_closer(picture, masks, scores, objects, 2.0, ask)
+    left, top, right, bottom = window_around([50, 40, 60, 50], SIZE, 2.0)
+    ((part, pointed),) = seen
+    assert torch.equal(part, picture[:, top:bottom, left:right])
+    assert pointed == Pointed([], [], [50 - left, 40 - top, 60 - left, 50 - top])
+    assert found[0, 0, top:bottom, left:right].all()
+    assert found[0].sum() == (right - left) * (bottom - top)
+    assert torch.equal(found[1:], masks[1:])
+    assert found_scores.flatten().tolist() == [1, 0, 0]
+    assert not masks[0].any(), "the first answer is left as it was"
+
+
+def test_the_answer_is_that_of_the_crop(model, processor, photo):
+    box = [120, 30, 150, 60]
+    left, top, right, bottom = window_around(box, SIZE, 2.0)
+    moved = [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
+    wanted = segment(model, processor, photo.crop((left, top, right, bottom)), boxes=moved)
+    found = segment(model, processor, photo, boxes=box, zoom=2.0)
+    assert torch.equal(found.masks[0, :, top:bottom, left:right], wanted.masks[0])
+    assert torch.equal(found.scores, wanted.scores)
+    plain = segment(model, processor, photo, boxes=box)
+    assert torch.equal(found.image_embeddings, plain.image_embeddings)
+
+
+def test_objects_do_not_depend_on_each_other(model, processor, photo):
+    clicks, labels, box = [[30.0, 30.0], [34.0, 31.0]], [1, 0], [120, 30, 150, 60]
+    both = segment(model, processor, photo, [clicks, None], [labels, None], [None, box], zoom=2.0)
+    alone = (
+        segment(model, processor, photo, clicks, labels, zoom=2.0),
+        segment(model, processor, photo, boxes=box, zoom=2.0),
+    )
+    for row, answer in enumerate(alone):
+        torch.testing.assert_close(both.scores[row], answer.scores[0])
+        assert (both.masks[row] != answer.masks[0]).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("points", [np.array([[30.0, 30.0]]), [np.array([30.0, 30.0])], ((30.0, 30.0),)])
+def test_prompts_may_be_arrays_and_tuples(model, processor, photo, points):
+    wanted = segment(model, processor, photo, points=[[30.0, 30.0]], zoom=2.0)
+    assert torch.equal(segment(model, processor, photo, points=points, zoom=2.0).masks, wanted.masks)
+
+
+@pytest.mark.parametrize("zoom", [0.5, -1, float("nan"), float("inf")])
+def test_a_zoom_that_shrinks_is_refused(model, processor, photo, zoom):
+    with pytest.raises(ValueError, match="zoom wants 0 or a number from 1 on"):
+        segment(model, processor, photo, points=[[30, 30]], zoom=zoom)
+
+
+def test_the_config_says_what_suits_the_weights(model, processor, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.config, "zoom", 2.0)
+    closer, plain = (segment(model, processor, photo, boxes=[120, 30, 150, 60], zoom=zoom) for zoom in (None, 0))
+    assert not torch.equal(closer.scores, plain.scores)
+    model.config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["zoom"] == 2.0
+    assert type(model.config).from_pretrained(tmp_path).zoom == 2.0
+
+
+def test_what_is_evaluated_is_what_segment_answers(model, processor, photo):
+    predictor = ZoomingPredictor(model, processor, "closer", 2.0)
+    boxes = np.array([[120.0, 30, 150, 60], [5, 5, 20, 25]])
+    embedded = predictor.embed(photo)
+    answer = predictor.decode(embedded, Prompts(boxes=boxes))
+    wanted = segment(model, processor, photo, boxes=boxes, zoom=2.0)
+    np.testing.assert_array_equal(predictor.at_size(embedded, answer.logits[:, 0]), wanted.masks[:, 0].numpy())
+    assert not predictor.mask_prompts
+
+
+def test_the_bundled_checkpoint_sees_small_objects_only_so():
+    """A disc of 24 pixels in a picture of 960 x 720: by the box without a closer look, and with it."""
+    y, x = np.mgrid[:720, :960]
+    disc = (x - 700) ** 2 + (y - 200) ** 2 <= 12**2
+    picture = np.where(disc[..., None], [210, 60, 40], [70, 120, 90]).astype(np.uint8)
+    model, processor = load_checkpoint(device="cpu")
+    assert model.config.zoom == 2.0
+    answers = (segment(model, processor, picture, boxes=[688, 188, 713, 213], zoom=zoom) for zoom in (0, None))
+    plain, closer = (answer.masks[0, 0].numpy() for answer in answers)
+    ious = [(mask & disc).sum() / (mask | disc).sum() for mask in (plain, closer)]
+    assert ious[1] > max(0.7, ious[0] + 0.1), ious
