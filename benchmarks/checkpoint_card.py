@@ -2,7 +2,10 @@
 
     cd benchmarks
     python default_checkpoint.py GRABCUT BERKELEY --output checkpoint/evaluation.json
-    python default_checkpoint.py SET ... --every 10 --limit 20 --masks 4 --output checkpoint/held_out.json
+    python default_checkpoint.py GRABCUT BERKELEY --zoom 2 --output checkpoint/evaluation_closer.json
+    HELD_OUT="SET ... --every 10 --limit 20 --masks 4"
+    python default_checkpoint.py $HELD_OUT --output checkpoint/held_out.json
+    python default_checkpoint.py $HELD_OUT --zoom 2 --output checkpoint/held_out_closer.json
     python checkpoint_card.py
 
 The prose is checkpoint/card.md; history.json beside it has the earlier checkpoints' figures, [box, one click] of each
@@ -29,7 +32,7 @@ def card(folder: Path, figures: Path = FIGURES) -> str:
         ValueError: if figures are not of the folder's weights.
     """
     weights, rows = checksum(folder), {}
-    for name in ("evaluation", "held_out"):
+    for name in ("evaluation", "evaluation_closer", "held_out", "held_out_closer"):
         measured = json.loads((figures / f"{name}.json").read_text())
         if measured["weights"] != weights:
             raise ValueError(f"{name}.json has figures of weights {measured['weights'][:8]}, wanted {weights[:8]}")
