@@ -1119,7 +1119,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         upscaling.shift = upscaling.shift + self.upscale_conv1.bias.repeat(4)
         if details.shape[2]:
             coarse, fine = details.split([4 * width1, 16 * width2], dim=2)
-            upscaling.shift = upscaling.shift + coarse[:, None]
+            upscaling.shift = (upscaling.shift + coarse[:, None]).contiguous()
             fine = fine.unflatten(2, (4, -1)).contiguous()
         size = image_embeddings.shape[-2], image_embeddings.shape[-1]
         return EfficientSamPreparedImage(prepared, upscaling, upscaling.averaged(), size, fine)
