@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import make_model, tiny_config
 from PIL import Image
+from transformers import SamConfig
 
+from efficientsam_cli.predictors import load_predictor
 from efficientsam_hf import EfficientSamProcessor, load_checkpoint, segment
 from efficientsam_hf.evaluation.predictor import Prompts, ZoomingPredictor
 from efficientsam_hf.zooming import Pointed, look_closer, window_around
@@ -157,3 +159,16 @@ def test_the_bundled_checkpoint_sees_small_objects_only_so():
     plain, closer = (answer.masks[0, 0].numpy() for answer in answers)
     ious = [(mask & disc).sum() / (mask | disc).sum() for mask in (plain, closer)]
     assert ious[1] > max(0.7, ious[0] + 0.1), ious
+
+
+def test_the_command_that_evaluates_looks_closer_where_it_is_told_to(model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "tiny")
+    processor.save_pretrained(tmp_path / "tiny")
+    closer, plain = (load_predictor(str(tmp_path / "tiny"), "cpu", zoom) for zoom in (2.0, 0))
+    assert isinstance(closer, ZoomingPredictor)
+    assert not isinstance(plain, ZoomingPredictor)
+    assert closer.name == "tiny, zoom 2"
+    SamConfig().save_pretrained(tmp_path / "sam")
+    for peer in (str(tmp_path / "sam"), "encoder.onnx,decoder.onnx"):
+        with pytest.raises(ValueError, match="--zoom is for this package's models"):
+            load_predictor(peer, "cpu", 2.0)
