@@ -56,6 +56,9 @@ def test_the_decoder_adds_them_as_sam_2_does(model, pixels, monkeypatch):
     tokens, image = decoder.look(prepared, inputs["prompts"], inputs["last_stands_for"])
     tokens = decoder.last_look(tokens, image, prepared, [2, 3, 4])
     drawn = decoder.draw_masks(tokens, image, prepared, slice(1, None))
+    # Details come channel by channel; cells in that layout made the enlargements several times slower.
+    with torch.no_grad():
+        assert image.written_out(prepared.upscaling).is_contiguous()
     last_terms = decoder.transformer.prepare(
         inputs["image_embeddings"][:, :16].flatten(2).transpose(1, 2)
         + (0 if inputs["dense"] is None else inputs["dense"]),

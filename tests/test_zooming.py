@@ -123,7 +123,7 @@ def test_prompts_may_be_arrays_and_tuples(model, processor, photo, points):
     assert torch.equal(segment(model, processor, photo, points=points, zoom=2.0).masks, wanted.masks)
 
 
-@pytest.mark.parametrize("zoom", [0.5, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("zoom", [0.5, -1, float("nan"), float("inf"), "2", [2]])
 def test_a_zoom_that_shrinks_is_refused(model, processor, photo, zoom):
     with pytest.raises(ValueError, match="zoom wants 0 or a number from 1 on"):
         segment(model, processor, photo, points=[[30, 30]], zoom=zoom)

@@ -22,9 +22,9 @@ def load_predictor(source: str | None, device: str, zoom: float = 0) -> Any:
     from efficientsam_hf.evaluation.predictor import EfficientSamPredictor, ZoomingPredictor
     from efficientsam_hf.prediction import find_zoom
 
-    if zoom and source and source.endswith(".onnx"):
-        raise ValueError(f"--zoom is for this package's models, got {source}")
     if source and source.endswith(".onnx"):
+        if zoom:
+            raise ValueError(f"--zoom is for this package's models, got {source}")
         return load_onnx(source, device)
     folder = str(default_checkpoint() if source is None else source)
     kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")

@@ -4,6 +4,7 @@ import html
 import math
 from dataclasses import dataclass
 from itertools import zip_longest
+from numbers import Real
 from typing import Any
 
 import torch
@@ -154,8 +155,8 @@ def pointed_at(points: list | None, labels: list | None, boxes: list | None) -> 
 def find_zoom(model: EfficientSamModel, zoom: float | None) -> float:
     """The zoom that is asked for, or else the one of the model's config; 0 is none."""
     zoom = model.config.zoom if zoom is None else zoom
-    if zoom and not 1 <= zoom < math.inf:
-        raise ValueError(f"zoom wants 0 or a number from 1 on, got {zoom}")
+    if zoom and not (isinstance(zoom, Real) and 1 <= zoom < math.inf):
+        raise ValueError(f"zoom wants 0 or a number from 1 on, got {zoom!r}")
     return zoom or 0
 
 
