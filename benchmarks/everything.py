@@ -119,15 +119,26 @@ def make_photo(width: int, height: int) -> Image.Image:
 
 @torch.inference_mode()
 def thresholds(name: str, model, processor, photo: Image.Image, trusted: float, stable: float) -> dict[str, float]:
-    """What lets through these shares of the masks of 64 prompts."""
-    pixels = (processor(images=photo, return_tensors="pt"))["pixel_values"]
-    embeddings = model.get_image_embeddings(pixels)
+    """What lets through these shares of the masks of 64 prompts, by the row's own judgement."""
+    inputs = processor(images=photo, return_tensors="pt")
+    embeddings = model.get_image_embeddings(inputs["pixel_values"])
     points = (point_grid(8) * 1024)[None, :, None]
     output = model(image_embeddings=embeddings, input_points=points)
     scores = output.iou_scores.flatten()
     iou = max(float(scores.quantile(1 - trusted)), 1e-6)
-    stability = stability_score(output.pred_masks.flatten(0, 2)[scores > iou])
+    trusted_masks = output.pred_masks.flatten(0, 2)[scores > iou]
+    stability = torch.cat([stability_score(judged(name, processor, inputs, m)) for m in trusted_masks.split(1)])
     return {"iou": iou, "stability": max(float(stability.quantile(1 - stable)), 1e-6)}
+
+
+def judged(name: str, processor, inputs, masks: Tensor) -> Tensor:
+    """Logits (N, 4h, 4w) as a row has them when it judges their stability: ours on the grid, the peers at full size."""
+    if name == "ours":
+        return masks
+    sizes = inputs["original_sizes"]
+    if name == "plain":
+        return F.interpolate(masks[None], tuple(sizes[0].tolist()), mode="bicubic", align_corners=False)[0]
+    return processor.post_process_masks([masks[None]], sizes, inputs["reshaped_input_sizes"], binarize=False)[0][0]
 
 
 @torch.inference_mode()
@@ -177,9 +188,10 @@ def own_memory(args: argparse.Namespace, photo: Image.Image) -> float:
     name = args.memory_of
     model, processor = build(name)
     liven(name, model)
+    # Before anything has run: what an earlier run gave back and the next one takes again counts, too.
+    before = status_mebibytes("VmRSS")
     limits = thresholds(name, model, processor, photo, args.trusted, args.stable)
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew (Linux)
-    before = status_mebibytes("VmRSS")
     run(name, model, processor, photo, args.points_per_side, limits)
     return status_mebibytes("VmHWM") - before
 

@@ -83,6 +83,7 @@ class Arguments:
     box_chance: float | None = field(default=None, metadata={"help": "how often the first prompt is a box, likewise"})
     every_iou: bool = field(default=False, metadata={"help": "train the predicted IoU of all masks of a prompt"})
     smallest_crop: float = field(default=1.0, metadata={"help": "random crops down to this share of each side"})
+    closer: float = field(default=0.0, metadata={"help": "chance of a crop around one of the masks instead"})
     smallest_scale: float = field(default=1.0, metadata={"help": "pictures are shrunk down to this share"})
     flip: float = field(default=0.0, metadata={"help": "chance of a mirror image"})
     color: float = field(default=0.0, metadata={"help": "largest relative change of brightness, contrast, saturation"})
@@ -153,7 +154,7 @@ class Arguments:
 
     def augmentation(self) -> Augmentation:
         """Changes of the pictures; the paper has none."""
-        names = ("smallest_crop", "flip", "color", "shapes", "objects", "smallest_scale", "copy_paste")
+        names = ("smallest_crop", "flip", "color", "shapes", "objects", "smallest_scale", "copy_paste", "closer")
         return Augmentation(**{name: getattr(self, name) for name in names})
 
 

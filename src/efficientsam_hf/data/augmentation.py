@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
+
+from ..masks_efficientsam import masks_to_boxes
+from ..zooming import Window, window_around
+
+CLOSEST, WIDEST = 1.2, 4.0  # sides of a window around an object, as multiples of its box's
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,7 @@ class Augmentation:
             put somewhere on a plain ground; 1 never shrinks. With `smallest_crop` this is scale jitter.
         flip: Chance of a mirror image.
         color: Largest relative change of brightness, contrast and saturation.
+        closer: Chance that the crop is a window around one of the masks, as `segment(..., zoom=)` looks at an object.
         shapes: Chance that a sample's masks are random shapes pasted into its picture: see `paste_shapes`.
         objects: Chance that they are objects pasted from other pictures: see `paste_objects`.
         copy_paste: Chance that objects of other pictures are pasted beside and over the picture's own, and both are
@@ -31,6 +38,7 @@ class Augmentation:
     objects: float = 0.0
     smallest_scale: float = 1.0
     copy_paste: float = 0.0
+    closer: float = 0.0
 
     def __post_init__(self) -> None:
         if (pasted := self.shapes + self.objects + self.copy_paste) > 1:
@@ -44,9 +52,7 @@ class Augmentation:
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Picture (H, W, 3) uint8 and masks (K, H, W) bool -> the same, changed alike; sides may shrink."""
-        height, width = image.shape[:2]
-        rows = draw_crop(height, self.smallest_crop, generator)
-        columns = draw_crop(width, self.smallest_crop, generator)
+        rows, columns = self.draw_window(masks, generator)
         image, masks = image[rows, columns], masks[:, rows, columns]
         if self.smallest_scale < 1:
             image, masks = put_on_ground(image, masks, generator.uniform(self.smallest_scale, 1), generator)
@@ -55,6 +61,25 @@ class Augmentation:
         if self.color:
             image = jitter_colors(image, *generator.uniform(1 - self.color, 1 + self.color, 3))
         return np.ascontiguousarray(image), np.ascontiguousarray(masks)
+
+    def draw_window(self, masks: np.ndarray, generator: np.random.Generator) -> tuple[slice, slice]:
+        """Rows and columns of the crop of a picture with these masks (K, H, W)."""
+        size = masks.shape[1:]
+        if self.closer and generator.random() < self.closer and (window := window_on_one(masks, generator)):
+            left, top, right, bottom = window
+            return slice(top, bottom), slice(left, right)
+        rows, columns = (draw_crop(side, self.smallest_crop, generator) for side in size)
+        return rows, columns
+
+
+def window_on_one(masks: np.ndarray, generator: np.random.Generator) -> Window | None:
+    """A window around a random mask of (K, H, W); None if it would be most of the picture, or all are empty."""
+    seen = masks[masks.any((1, 2))]
+    if not len(seen):
+        return None
+    box = masks_to_boxes(torch.from_numpy(seen[int(generator.integers(len(seen)))])).tolist()
+    zoom = np.exp(generator.uniform(np.log(CLOSEST), np.log(WIDEST)))
+    return window_around(box, seen.shape[1:], float(zoom))
 
 
 def draw_crop(length: int, smallest: float, generator: np.random.Generator, largest: float = 1.0) -> slice:
