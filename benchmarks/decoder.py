@@ -1,9 +1,9 @@
-"""The decoder in every runtime, and transformers' SAM decoder: one picture, many clicks, all in turn in one run.
+"""The decoder in every runtime and those of transformers' SAM and SAM 2: many clicks, in turn in one run.
 
     python benchmarks/decoder.py --folder exports --prepare
     python benchmarks/decoder.py --folder exports
 
-EfficientSAM-Ti's decoder and SAM's have the same width and grid. Random weights.
+All three have the same width and grid; SAM 2's gets finer features, too, and EdgeTAM's is like it. Random weights.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import onnxruntime
 import openvino
 import torch
 from exports import build
-from transformers import SamConfig, SamModel
+from peers import PEERS, SAM, SAM2
 
 from efficientsam_hf import EfficientSamModel, compile_model
 from efficientsam_hf.export.formats import FORMATS
@@ -27,7 +27,6 @@ from efficientsam_hf.exported.engines import start_engine
 from efficientsam_hf.exported.manifest import Manifest
 
 FORMS = ("onnx", "openvino")
-PEER = "SamModel's decoder (transformers)"
 
 
 def prepare(model: EfficientSamModel, folder: Path) -> None:
@@ -45,12 +44,12 @@ def exported(to: str, folder: Path, inputs: dict[str, torch.Tensor], threads: in
     return lambda: engine("mask_decoder", arrays)[1]
 
 
-def peer(clicks: torch.Tensor) -> Callable[[], Any]:
-    """SAM's prompt encoder and mask decoder; its small image encoder is not run."""
-    config = SamConfig(vision_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2})
-    sam = SamModel(config).eval()
-    embeddings = torch.randn(1, 256, 64, 64)
-    return lambda: sam(image_embeddings=embeddings, input_points=clicks, multimask_output=True).pred_masks
+def peer(name: str, clicks: torch.Tensor, shapes: list[tuple[int, ...]]) -> Callable[[], Any]:
+    """A peer's prompt encoder and mask decoder on embeddings of these shapes."""
+    model = PEERS[name]().eval()
+    features = [torch.randn(1, *shape) for shape in shapes]
+    embeddings = features if len(features) > 1 else features[0]
+    return lambda: model(image_embeddings=embeddings, input_points=clicks, multimask_output=True).pred_masks
 
 
 @torch.inference_mode()
@@ -76,7 +75,11 @@ def main() -> None:
         "input_points": clicks,
         "input_labels": torch.ones(1, args.prompts, 1, dtype=torch.int64),
     }
-    rows: dict[str, Callable[[], Any]] = {PEER: peer(clicks), "torch": lambda: model(**inputs).pred_masks}
+    rows: dict[str, Callable[[], Any]] = {
+        SAM: peer(SAM, clicks, [(256, 64, 64)]),
+        SAM2: peer(SAM2, clicks, [(32, 256, 256), (64, 128, 128), (256, 64, 64)]),
+        "torch": lambda: model(**inputs).pred_masks,
+    }
     if args.compile:
         compiled = compile_model(build("tiny"))
         rows["torch, compiled"] = lambda: compiled(**inputs).pred_masks
@@ -93,8 +96,8 @@ def main() -> None:
     print("| decoder | median s | p95 s | prompts a second | SAM's / this | largest difference from torch |")
     print("|---|---|---|---|---|---|")
     for name, row in times.items():
-        ratio = statistics.median(other / this for other, this in zip(times[PEER], row, strict=True))
-        difference = "" if name == PEER else f"{np.abs(answers[name] - answers['torch']).max():.1e}"
+        ratio = statistics.median(other / this for other, this in zip(times[SAM], row, strict=True))
+        difference = "" if name in PEERS else f"{np.abs(answers[name] - answers['torch']).max():.1e}"
         median = statistics.median(row)
         print(f"| {name} | {median:.3f} | {np.percentile(row, 95):.3f} | {args.prompts / median:.1f} | "
               f"{ratio:.2f} | {difference} |")  # fmt: skip

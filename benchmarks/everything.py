@@ -132,7 +132,7 @@ def thresholds(name: str, model, processor, photo: Image.Image, trusted: float, 
 
 
 def judged(name: str, processor, inputs, masks: Tensor) -> Tensor:
-    """Logits (N, 4h, 4w) as a row has them when it judges their stability: ours on the grid, the peers at full size."""
+    """Logits (N, 4h, 4w) as a row judges their stability: ours on the grid, the peers at full size."""
     if name == "ours":
         return masks
     sizes = inputs["original_sizes"]

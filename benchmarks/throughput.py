@@ -1,10 +1,12 @@
-"""From files to masks: pictures a second with one box each, by batch and runtime, beside transformers' SAM.
+"""From files to masks: pictures a second with one box each, by batch and runtime, beside transformers' models.
 
     python benchmarks/throughput.py --exported openvino-float32 onnx-float32
-    python benchmarks/throughput.py --variant tiny --device cuda --dtype bfloat16 --batches 1 8 32 --compile --peers
+    python benchmarks/throughput.py --variant tiny --pictures 2 --rounds 3 --peers "SamModel ViT-B" "Sam2Model Hiera-T"
+    python benchmarks/throughput.py --variant tiny --device cuda --dtype bfloat16 --batches 1 8 32 --compile \
+        --peers "SamModel ViT-H"
 
 Reading, resizing, encoder, decoder, masks at the photo's size. Every way does the same photos in turn in one run. The
-model's share of the device's measured matrix rate (MFU) counts the encoder's and decoder's operations alone.
+model's share of the device's measured matrix rate (MFU) counts the encoder's operations alone.
 """
 
 import argparse
@@ -16,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from operations import encoder_operations, matrix_rate
+from peers import PEERS
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import SamConfig, SamModel
+from transformers import SamModel
 
 from efficientsam_hf import (
     VARIANTS,
@@ -31,39 +34,11 @@ from efficientsam_hf import (
     load_checkpoint,
     segment,
 )
+from efficientsam_hf.evaluation.peers import Sam2Predictor, SamPredictor
+from efficientsam_hf.evaluation.predictor import Prompts
 
 PHOTO = Path(__file__).parents[1] / "examples" / "images" / "coffee.jpg"
 BOX = [75, 15, 480, 385]
-# transformers' defaults are ViT-B's; these are what ViT-H changes.
-PEERS = {
-    "SamModel ViT-B": {},
-    "SamModel ViT-H": {
-        "hidden_size": 1280,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "global_attn_indexes": [7, 15, 23, 31],
-        "mlp_dim": 5120,
-    },
-}
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product."""
-    side = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        (left @ right).sum().item()
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
-
-
-def operations(model: EfficientSamModel, processor: EfficientSamProcessor) -> float:
-    """Of one picture and one box."""
-    with FlopCounterMode(display=False) as counter:
-        segment(model, processor, PHOTO, boxes=BOX)
-    return float(counter.get_total_flops())
 
 
 def in_stream(model: Any, processor: EfficientSamProcessor, batch_size: int, count: int) -> Callable[[], None]:
@@ -76,25 +51,16 @@ def in_stream(model: Any, processor: EfficientSamProcessor, batch_size: int, cou
     return run
 
 
-def sam(changes: dict[str, Any], device: torch.device, dtype: torch.dtype, count: int) -> Callable[[], None]:
-    """A peer with random weights; resizing as SAM's processor does it, the longer side to 1024, padded."""
-    config = SamConfig(vision_config=changes)
-    model = SamModel(config).to(device, dtype).eval()
+def peer(name: str, device: torch.device, dtype: torch.dtype, count: int) -> Callable[[], None]:
+    """A peer with random weights, pictures read as its processor reads them."""
+    model = PEERS[name]().to(device, dtype).eval()
+    predictor = SamPredictor(model, name) if isinstance(model, SamModel) else Sam2Predictor(model, name)
+    prompts = Prompts(boxes=np.array([BOX], dtype=np.float64))
 
-    @torch.inference_mode()
     def run() -> None:
         for _ in range(count):
-            photo = Image.open(PHOTO).convert("RGB")
-            scale = 1024 / max(photo.size)
-            small = photo.resize([round(side * scale) for side in photo.size])
-            pixels = np.zeros((1024, 1024, 3), dtype=np.float32)
-            pixels[: small.height, : small.width] = np.float32(small) / 255 - 0.45
-            inputs = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device, dtype)
-            boxes = torch.tensor([[BOX]], device=device, dtype=dtype) * scale
-            low = model(pixel_values=inputs, input_boxes=boxes).pred_masks[0].float()
-            square = torch.nn.functional.interpolate(low, (1024, 1024), mode="bilinear")
-            cut = square[..., : small.height, : small.width]
-            (torch.nn.functional.interpolate(cut, (photo.height, photo.width), mode="bilinear") > 0).cpu()
+            embedded = predictor.embed(Image.open(PHOTO).convert("RGB"))
+            predictor.at_size(embedded, predictor.decode(embedded, prompts).best_logits())
 
     return run
 
@@ -112,8 +78,8 @@ def ways(args: argparse.Namespace, model: Any, processor: Any, dtype: torch.dtyp
     for folder in args.exported:
         exported = ExportedEfficientSam(folder, threads=args.threads)
         yield f"stream, batch {args.batches[0]}, {folder.name}", in_stream(exported, processor, args.batches[0], count)
-    for name, changes in PEERS.items() if args.peers else ():
-        yield name, sam(changes, torch.device(args.device), dtype, count)
+    for name in args.peers:
+        yield name, peer(name, torch.device(args.device), dtype, count)
 
 
 def main() -> None:
@@ -127,7 +93,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--peers", action="store_true", help="transformers' SamModel, too")
+    parser.add_argument("--peers", nargs="*", default=[], choices=list(PEERS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
@@ -136,7 +102,8 @@ def main() -> None:
         processor = EfficientSamProcessor.from_model_config(model.config)
     else:
         model, processor = load_checkpoint(device="cpu", dtype="float32")
-    work = operations(model, processor)
+    with torch.device("meta"):
+        work = encoder_operations(EfficientSamModel(model.config).eval(), model.config.vision_config.image_size)
     model = model.to(args.device, dtype)
     if args.compile:
         compile_model(model)

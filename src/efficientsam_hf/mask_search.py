@@ -30,7 +30,7 @@ FULL_SIZE_BYTES = 2**27  # masks of full size that exist at one time
 KEPT_BYTES = 2**28  # logits of candidates that wait for their suppression; what is beyond is drawn once more
 DRAWN_CLICKS = 4  # whose masks a CPU draws at one time
 DECODER_BYTES = 2**30  # what the decoder may take of an accelerator at one time
-CPU_DECODER_BYTES = 3 * 2**27  # what it may take of the main memory, where larger batches only leave the cache
+CPU_DECODER_BYTES = 3 * 2**26  # what it may take of the main memory, where larger batches leave the cache
 
 
 @dataclass

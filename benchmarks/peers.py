@@ -1,0 +1,23 @@
+"""The field's other models as transformers has them, with random weights: what the benchmarks compare with."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import EdgeTamConfig, EdgeTamModel, Sam2Config, Sam2Model, SamConfig, SamModel
+
+# transformers' defaults are ViT-B's; these are what ViT-H changes.
+HUGE = {
+    "hidden_size": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "global_attn_indexes": [7, 15, 23, 31],
+    "mlp_dim": 5120,
+}
+SAM, SAM2 = "SamModel ViT-B", "Sam2Model Hiera-T"
+PEERS: dict[str, Callable[[], Any]] = {
+    SAM: lambda: SamModel(SamConfig()),
+    "SamModel ViT-H": lambda: SamModel(SamConfig(vision_config=HUGE)),
+    SAM2: lambda: Sam2Model(Sam2Config()),
+    # Its encoder is timm's, and timm wants a torchvision that can be imported.
+    "EdgeTamModel": lambda: EdgeTamModel(EdgeTamConfig()),
+}
