@@ -104,7 +104,8 @@ class EfficientSamImageProcessor(BaseImageProcessor):
             inputs.append(self.prepare(pixels.to(kwargs["device"] or pixels.device), name, **kwargs))
         if len({pixels.shape for pixels in inputs}) > 1:
             raise ValueError(f"do_resize=False wants pictures of one size, found {sorted(map(tuple, sizes))}")
-        data = {"pixel_values": torch.stack(inputs), "original_sizes": torch.tensor(sizes)}
+        pixel_values = torch.stack(inputs) if len(inputs) > 1 else inputs[0][None]
+        data = {"pixel_values": pixel_values, "original_sizes": torch.tensor(sizes)}
         return BatchFeature(data=data, tensor_type=kwargs["return_tensors"])
 
     def prepare(self, pixels: Tensor, name: str, **kwargs: Any) -> Tensor:
@@ -118,7 +119,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
             pixels = stretched[0]
         if kwargs["do_normalize"]:
             mean, std = (pixels.new_tensor(kwargs[key]).view(-1, 1, 1) for key in ("image_mean", "image_std"))
-            pixels = (pixels - mean) / std
+            pixels = (pixels - mean).div_(std)
         return pixels
 
     def post_process_masks(

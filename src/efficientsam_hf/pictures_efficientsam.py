@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -41,8 +42,8 @@ def read_picture(
         if isinstance(source, (str, os.PathLike)):
             source = open_picture(os.fspath(source))
         if isinstance(source, PIL.Image.Image):
-            source, input_data_format = upright_pixels(source, to_rgb), "channels_last"
-        if isinstance(source, np.ndarray):
+            source, input_data_format = torch.from_numpy(upright_pixels(source, to_rgb)), "channels_last"
+        elif isinstance(source, np.ndarray):
             source = torch.from_numpy(np.array(source, dtype=source.dtype.newbyteorder("=")))
         if not isinstance(source, Tensor):
             raise ValueError(f"wanted a path, URL, PIL picture, array or tensor, found {type(source).__name__}")
@@ -74,7 +75,8 @@ def upright_pixels(picture: PIL.Image.Image, to_rgb: bool) -> np.ndarray:
     if limit and picture.width * picture.height > limit:
         found = f"{picture.height} x {picture.width}"
         raise ValueError(f"found {found} pixels, wanted at most {limit} (PIL.Image.MAX_IMAGE_PIXELS)")
-    picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:  # Pillow copies pictures that need no turn
+        picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # Pillow would clip 16 bits at 255 instead of scaling them
         pixels = np.array(picture)
         if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 65535):
@@ -84,7 +86,7 @@ def upright_pixels(picture: PIL.Image.Image, to_rgb: bool) -> np.ndarray:
         return np.array(picture)
     if "transparency" in picture.info:
         picture = picture.convert("RGBA")
-    return np.array(picture.convert("RGB"))
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def arrange_channels(pixels: Tensor, layout: str | None, is_array: bool, to_rgb: bool) -> Tensor:
@@ -132,7 +134,7 @@ def eight_bits_or_floats(pixels: Tensor) -> Tensor:
 def rescale_pixels(pixels: Tensor, factor: float, name: str) -> Tensor:
     """uint8 times `factor`; floats are taken as already scaled, which they must look like."""
     if not pixels.is_floating_point():
-        return pixels.float() / (1 / factor)  # a division, as the official code divides by 255
+        return pixels.float().div_(1 / factor)  # a division, as the official code divides by 255
     low, high = pixels.aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"{name}: floats want 0 to 1, found {low:.4g} to {high:.4g}: give uint8, or do_rescale=False")

@@ -45,7 +45,7 @@ class PairReader:
             )
 
     def read(self, pair: LabelledPicture, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """A sample: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1.
+        """A sample: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1, int8.
 
         Raises:
             ValueError: names the pair, if it is unreadable or too large, if its masks are of another size than the
@@ -65,8 +65,9 @@ class PairReader:
             cells = [shrink(mask, size) for mask in chosen]
         except ValueError as error:
             raise ValueError(f"{pair.name} in {pair.image.path}: {error}") from error
-        labels = torch.full((self.masks_per_image, *size), -1.0)
-        fitting = [mask for mask in cells if 0 < mask.mean() <= self.largest_share]
+        # Small numbers: 32 masks as floats would be 8 MB to fill, to batch and to hand to another process.
+        labels = torch.full((self.masks_per_image, *size), -1, dtype=torch.int8)
+        fitting = [mask for mask in cells if 0 < np.count_nonzero(mask) <= self.largest_share * mask.size]
         for number, mask in enumerate(fitting):
             labels[number] = torch.from_numpy(mask)
         return {"pixel_values": pixel_values, "labels": labels}

@@ -71,7 +71,8 @@ class LabelledPicture:
         try:
             if smallest is not None:
                 image.draft("RGB", smallest)
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {error}") from error
 
@@ -168,7 +169,7 @@ class Sa1bSamples(Dataset):
         return max(self.length - self.first, 0)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1.
+        """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1, int8.
 
         Beside them `skipped`, reasons a line each, for `SkippedPictures` to count.
 
@@ -191,7 +192,7 @@ class Sa1bSamples(Dataset):
         image, masks = self.augmentation(image, masks, generator)
         pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         size = (pixel_values.shape[-2] // 4, pixel_values.shape[-1] // 4)
-        labels = torch.full((self.masks_per_image, *size), -1.0)
+        labels = torch.full((self.masks_per_image, *size), -1, dtype=torch.int8)
         for number, mask in enumerate(self.shrink(masks, size)):
             labels[number] = mask
         return {"pixel_values": pixel_values, "labels": labels}
@@ -260,8 +261,8 @@ class Sa1bSamples(Dataset):
         small = []
         # One by one: as floats the masks of a large photo together would take a gigabyte.
         for mask in torch.from_numpy(masks):
-            cells = (F.adaptive_avg_pool2d(mask[None].float(), size)[0] >= 0.5).float()
-            if 0 < cells.mean() <= self.largest_share:
+            cells = F.adaptive_avg_pool2d(mask[None].float(), size)[0] >= 0.5
+            if 0 < cells.count_nonzero() <= self.largest_share * cells.numel():
                 small.append(cells)
         return small
 
