@@ -76,7 +76,8 @@ def score(predictor: EfficientSamPredictor, source: Path, args: argparse.Namespa
     pairs = find_pairs(source)[:: args.every][: args.limit]
     records, trivial = [], []
     for pair in pairs:
-        records.append(evaluate_picture(predictor, pair, PROTOCOLS, Settings(masks=args.masks)))
+        settings = Settings(masks=args.masks, show_answer=args.show_answer)
+        records.append(evaluate_picture(predictor, pair, PROTOCOLS, settings))
         asked = {row["id"] for row in records[-1]["masks"]}
         for target in true_objects(pair, tuple(records[-1]["size"]), Skips()):
             if target.id in asked:
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="most photos of each source")
     parser.add_argument("--masks", type=int, help="most masks of a photo")
     parser.add_argument("--zoom", type=float, help="look closer, as `segment` does with this zoom")
+    parser.add_argument("--show_answer", action="store_true", help="show each answer with the next click")
     parser.add_argument("--threads", type=int, default=2, help="of the processor")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()

@@ -43,6 +43,7 @@ from efficientsam_hf.training.optimization import parameter_groups, set_learning
 from efficientsam_hf.training.progress import LossMeter, batches_per_step, log_pictures, steps_of
 from efficientsam_hf.training.sami import draw_reconstruction, model_inputs
 from efficientsam_hf.training.teachers import Teacher, load_teacher
+from efficientsam_hf.training.weights import keep_shares_whole
 
 
 @dataclass
@@ -151,6 +152,7 @@ def main(args: Arguments) -> None:
     """Build, prepare, loop, save."""
     reports = None if args.report_to == "none" else args.report_to
     accelerator = Accelerator(log_with=reports, project_dir=args.output_dir, step_scheduler_with_optimizer=False)
+    keep_shares_whole(accelerator)
     accelerator.init_trackers("sami", {k: v for k, v in asdict(args).items() if isinstance(v, int | float | str)})
     accumulate = batches_per_step(args.total_batch, args.batch_size, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulate
@@ -198,7 +200,8 @@ def main(args: Arguments) -> None:
         inputs = model_inputs(batch, config, teacher)
         with accelerator.accumulate(model):
             # Called, never model.forward: the call is what synchronises the processes.
-            outputs = model(**inputs)
+            with accelerator.autocast():
+                outputs = model(**inputs)
             accelerator.backward(outputs.loss)
             if accelerator.sync_gradients and args.max_grad_norm is not None:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)

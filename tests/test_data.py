@@ -17,7 +17,15 @@ from synthetic import encode_scene, make_folder, make_scene, make_tar, scene_fil
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from efficientsam_hf.data.augmentation import Augmentation, draw_crop, jitter_colors, paste_objects, paste_shapes
+from efficientsam_hf.data.augmentation import (
+    CLOSEST,
+    WIDEST,
+    Augmentation,
+    draw_crop,
+    jitter_colors,
+    paste_objects,
+    paste_shapes,
+)
 from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
 from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
@@ -176,6 +184,7 @@ def test_a_sample_is_pixels_and_masks(shard: Path, processor):
     assert sample["pixel_values"].shape == (3, 64, 64)
     assert sample["labels"].shape == (5, 16, 16)
     assert {*sample["labels"].unique().tolist()} == {-1, 0, 1}
+    assert sample["labels"].dtype == torch.int8
     # The box and the disc; the pixel vanishes when shrunk, and nearly everything is too much.
     assert [labels.max().item() for labels in sample["labels"]] == [1, 1, -1, -1, -1]
 
@@ -287,6 +296,26 @@ def test_what_cannot_be_used_is_skipped_by_name(tmp_path: Path, processor):
     assert str(resumed) == ""
     resumed.load_state_dict(position.state_dict())
     assert resumed.skipped == position.skipped
+
+
+def test_a_closer_crop_shows_all_of_one_mask_and_shows_it_large():
+    """A window around one of the masks, never cut off; where it would be most of the picture, the ordinary crop."""
+    image = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    masks = np.zeros((3, 400, 600), dtype=bool)  # the last is empty
+    masks[0, 10:50, 10:50], masks[1, 340:380, 540:580] = True, True
+    shares = set()
+    for seed in range(20):
+        cut, shown = Augmentation(closer=1.0)(image, masks, np.random.default_rng(seed))
+        assert cut.shape[:2] == shown.shape[1:]
+        assert sorted(shown.sum((1, 2))) == [0, 0, 1600]
+        shares.add((int(shown.sum((1, 2)).argmax()), round(float(shown.mean() * 3), 3)))
+    assert {number for number, _ in shares} == {0, 1}
+    assert len({share for _, share in shares}) > 10
+    assert min(shares, key=lambda drawn: drawn[1])[1] > 0.9 / WIDEST**2
+    assert max(shares, key=lambda drawn: drawn[1])[1] <= 1 / CLOSEST**2
+    large = np.ones((1, 400, 600), dtype=bool)
+    for found in (large, ~large):
+        assert Augmentation(closer=1.0)(image, found, np.random.default_rng(0))[0].shape == image.shape
 
 
 @pytest.mark.parametrize(("first", "wanted"), [(0, 9), (5, 4), (9, 0), (12, 0)])

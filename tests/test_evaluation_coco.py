@@ -166,7 +166,7 @@ def test_a_false_box_costs_precision_and_a_missing_one_recall(coco):
 def test_refinement_wants_a_model_that_learnt_masks(coco):
     oracle = Oracle(coco[2])
     oracle.mask_prompts = False
-    with pytest.raises(ValueError, match="oracle never learnt mask prompts"):
+    with pytest.raises(ValueError, match="oracle takes no mask prompts, which --refine"):
         score_detections(campaign(coco), oracle, MODEL, write_detections(coco), refine=True)
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -75,6 +76,27 @@ def test_clicks_follow_the_error_and_failures_count_twenty(scenes):
     for (x, y), label in zip(clicks[1:], labels[1:], strict=True):
         assert truth[y, x] != answer[y, x]
         assert label == truth[y, x]
+
+
+def test_the_last_answer_is_shown_with_the_next_click(scenes):
+    """Each object's own, as the model gave it; never with the first click, and not at all unless it is asked for."""
+    pictures, masks_of = scenes
+
+    class Watched(Oracle):
+        def decode(self, embedded, prompts):
+            answer = super().decode(embedded, prompts)
+            seen.append((prompts.masks, answer.logits[:, 1]))
+            return answer
+
+    seen: list = []
+    run(Watched(masks_of, shift=5), pictures[:1], "sam", show_answer=True)
+    assert len(seen) == 9
+    assert seen[0][0] is None
+    for (_, before), (shown, _) in itertools.pairwise(seen):
+        assert torch.equal(shown, before)
+    seen.clear()
+    run(Watched(masks_of, shift=5), pictures[:1], "sam")
+    assert all(shown is None for shown, _ in seen)
 
 
 def test_no_background_click_for_a_model_that_never_learnt_them(scenes):

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
-from test_examples import PLAIN, launch, steps_in
+from test_examples import PLAIN, environment_of, launch, steps_in
 from test_hub import FakeApi
 from test_images import picture_file, spoil
 from test_sami_model import sami_config
@@ -115,6 +115,21 @@ def test_stopped_after_4_of_8_and_resumed_is_8_straight_bit_for_bit(inputs, run,
     assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
     assert not all(torch.equal(early[name], tensor) for name, tensor in whole.items())
     assert "8 of 8 steps done, models in" in run(*options(inputs, tmp_path / "parts", *given))
+
+
+@pytest.mark.slow
+def test_shared_out_weights_learn_the_same(inputs, run, tmp_path, monkeypatch):
+    """By the launch file for FSDP, in bfloat16: what one process learns, by losses that nothing has rounded."""
+    environment = environment_of(PRETRAIN.parent / "accelerate" / "gpu_x8_fsdp.yaml") | PLAIN
+    given = ["--max_steps", "3", "--report_to", "none"]
+    command = ["torchrun", "--nproc-per-node", "2", str(REPOSITORY / "tests" / "fsdp_on_cpu.py"), str(PRETRAIN)]
+    together = launch(*command, *options(inputs, tmp_path / "parts", *given), **environment)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", environment["ACCELERATE_MIXED_PRECISION"])
+    alone = run(*options(inputs, tmp_path / "one", *given))
+    assert losses_in(together) == pytest.approx(losses_in(alone), abs=2e-4)
+    one, shared = weights_of(tmp_path / "one"), weights_of(tmp_path / "parts")
+    for name, tensor in one.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 KILLED = """

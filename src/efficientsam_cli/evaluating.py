@@ -23,6 +23,7 @@ Masks = Annotated[int | None, typer.Option(help="most masks of a picture, spread
 Crowds = Annotated[bool, typer.Option(help="ask for groups that are annotated as one, too")]
 Boundary = Annotated[bool, typer.Option(help="score the masks' boundaries, too")]
 Refine = Annotated[bool, typer.Option(help="show each answer to the model once more (SAM's own AP does)")]
+ShowAnswer = Annotated[bool, typer.Option(help="show the last answer to the model with the next click")]
 Zoom = Annotated[float, typer.Option(help="look closer at each object, as predict does; 0: do not")]
 Strict = Annotated[bool, typer.Option(help="stop at what would be left out and counted")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")]
@@ -41,6 +42,7 @@ def points(
     limit: Limit = None,
     masks: Masks = None,
     zoom: Zoom = 0,
+    show_answer: ShowAnswer = False,
     seed: Annotated[int, typer.Option(help="of random clicks")] = 0,
     crowds: Crowds = False,
     boundary: Boundary = False,
@@ -55,7 +57,7 @@ def points(
     """
     from efficientsam_hf.evaluation.interactive import Settings
 
-    settings = Settings(seed=seed, crowds=crowds, boundary=boundary, masks=masks)
+    settings = Settings(seed, crowds, boundary, show_answer=show_answer, masks=masks)
     told = tuple(numbers(prompts)) if prompts else None
     asked = [(name, told) for name in protocol or ["sam"]]
     interactive(images, annotations, (model, zoom), asked, settings, limit, strict, device, output, sheet)

@@ -110,6 +110,12 @@ class EfficientSamPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _keep_in_fp32_modules_strict = ["shared_image_embedding"]
 
+    def post_init(self) -> None:
+        """As transformers', but without names of layers that this model lacks, which Accelerate's FSDP refuses."""
+        super().post_init()
+        kinds = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = kinds.intersection(self._no_split_modules or ())
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, EfficientSamSilentConv2d):

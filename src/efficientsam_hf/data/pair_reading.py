@@ -45,7 +45,7 @@ class PairReader:
             )
 
     def read(self, pair: LabelledPicture, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """A sample: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1, int8.
+        """A sample: `pixel_values` (3, S, S), int8 `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1.
 
         Raises:
             ValueError: names the pair, if it is unreadable or too large, if its masks are of another size than the

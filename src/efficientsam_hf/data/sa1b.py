@@ -169,7 +169,7 @@ class Sa1bSamples(Dataset):
         return max(self.length - self.first, 0)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Sample `first + index`: `pixel_values` (3, S, S), `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1, int8.
+        """Sample `first + index`: `pixel_values` (3, S, S), int8 `labels` (masks_per_image, S / 4, S / 4) of 1, 0, -1.
 
         Beside them `skipped`, reasons a line each, for `SkippedPictures` to count.
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..data.sa1b import LabelledPicture
 from ..masks_efficientsam import encode_rle
@@ -36,6 +38,7 @@ class Settings:
         boundary: Score boundaries, too.
         oracle: Score the mask nearest to the truth, too, for which all masks are brought to full size.
         refine: Show each answer's best mask to the model once more, with the same prompt.
+        show_answer: Show it to the model with the next click, as the authors of SAM and RITM do in interactive use.
         masks: Most masks of a picture, spread over its list; None for all.
         keep: Put the last answers into the records, as run lengths, with the score the model gave them.
     """
@@ -45,6 +48,7 @@ class Settings:
     boundary: bool = False
     oracle: bool = True
     refine: bool = False
+    show_answer: bool = False
     masks: int | None = None
     keep: bool = False
 
@@ -66,6 +70,7 @@ class Walk:
         points: The clicks so far.
         labels: And what they are on.
         answer: The last mask (H, W).
+        logits: It as the model gave it, (h, w).
         trust: The predicted IoU of it.
     """
 
@@ -75,6 +80,7 @@ class Walk:
     points: list[tuple[int, int]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     answer: np.ndarray | None = None
+    logits: Tensor | None = None
     trust: float = 0.0
 
     def click(self, protocol: Protocol, background: bool) -> bool:
@@ -213,17 +219,20 @@ def walk(
         if not going:
             break
         with watch("decode"):
-            answer = ask(predictor, embedded, prompts_of(going, protocol), settings.refine)
+            prompts = prompts_of(going, protocol, settings.show_answer)
+            answer = ask(predictor, embedded, prompts, settings.refine)
         score(predictor, embedded, answer, going, settings, watch)
     return walks
 
 
-def prompts_of(walks: Sequence[Walk], protocol: Protocol) -> Prompts:
-    """What these objects are asked by."""
+def prompts_of(walks: Sequence[Walk], protocol: Protocol, show_answer: bool = False) -> Prompts:
+    """What these objects are asked by; all of them have had as many answers."""
     if protocol.first is None:
         return Prompts(boxes=np.array([one.target.box for one in walks], dtype=np.float32))
     points = np.array([one.points for one in walks], dtype=np.float32)
-    return Prompts(points=points, labels=np.array([one.labels for one in walks], dtype=np.int64))
+    logits = [one.logits for one in walks if one.logits is not None]
+    masks = torch.stack(logits) if show_answer and logits else None
+    return Prompts(points=points, labels=np.array([one.labels for one in walks], dtype=np.int64), masks=masks)
 
 
 def score(
@@ -232,7 +241,7 @@ def score(
     """Note for each object the IoU of the mask that the model trusts most, and of the one nearest to the truth."""
     logits = answer.logits if settings.oracle else answer.best_logits()[:, None]
     best, count = answer.best().tolist() if settings.oracle else [0] * len(walks), logits.shape[1]
-    trusted = answer.scores.amax(-1).tolist()
+    trusted, lows = answer.scores.amax(-1).tolist(), answer.best_logits()
     step = max(1, FULL_SIZE_BYTES // (count * walks[0].target.mask.size))
     for start in range(0, len(walks), step):
         with watch("decode"):
@@ -240,7 +249,7 @@ def score(
         with watch("metrics"):
             for place, one in enumerate(walks[start : start + step]):
                 note(one, masks[place * count : (place + 1) * count], best[start + place], settings)
-                one.trust = trusted[start + place]
+                one.trust, one.logits = trusted[start + place], lows[start + place]
 
 
 def note(one: Walk, masks: np.ndarray, best: int, settings: Settings) -> None:

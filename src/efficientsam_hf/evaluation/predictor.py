@@ -96,8 +96,9 @@ def ask(predictor: Predictor, embedded: Any, prompts: Prompts, refine: bool = Fa
     Raises:
         ValueError: if the model cannot be shown masks.
     """
-    if refine and not predictor.mask_prompts:
-        raise ValueError(f"{predictor.name} never learnt mask prompts, which --refine gives it")
+    if (refine or prompts.masks is not None) and not predictor.mask_prompts:
+        shown = "--refine" if refine else "--show-answer"
+        raise ValueError(f"{predictor.name} takes no mask prompts, which {shown} gives it")
     answer = predictor.decode(embedded, prompts)
     return predictor.decode(embedded, replace(prompts, masks=answer.best_logits())) if refine else answer
 
