@@ -101,7 +101,11 @@ class EfficientSamPreTrainedModel(PreTrainedModel):
     base_model_prefix = "efficientsam"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules = ["EfficientSamInvertedResidual", "EfficientSamVisionLayer", "EfficientSamMaskDecoder"]
+    _no_split_modules: set[str] | list[str] | None = [
+        "EfficientSamInvertedResidual",
+        "EfficientSamVisionLayer",
+        "EfficientSamMaskDecoder",
+    ]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
