@@ -56,7 +56,12 @@ STAGES = [
     Stage(
         "many", 256, "--copy_paste 0.4 --masks_per_image 10 --smallest_mask 0.002 --learning_rate 1.5e-3 --rounds 2"
     ),
-    Stage("fine", 0, "--copy_paste 0.3 --masks_per_image 6 --smallest_mask 0.001 --learning_rate 8e-4 --rounds 3"),
+    Stage(
+        "fine",
+        0,
+        "--mask_prompts --closer 0.5 --copy_paste 0.35 --masks_per_image 6 --smallest_mask 0.0003 "
+        "--learning_rate 8e-4 --rounds 3",
+    ),
 ]
 
 

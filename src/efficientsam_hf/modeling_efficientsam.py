@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_efficientsam import (
@@ -250,7 +250,7 @@ class EfficientSamPositionalEmbedding(nn.Module):
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """Coordinates x, y as fractions of the picture (..., 2) -> (..., C), float32."""
-        with torch.autocast(coordinates.device.type, enabled=False):
+        with maybe_autocast(coordinates.device.type, enabled=False):
             angles = 2 * math.pi * ((2 * coordinates.float() - 1) @ self.gaussian_matrix)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
@@ -885,7 +885,7 @@ class EfficientSamImageNorm(nn.LayerNorm):
 
         -> squares (B, 1, 1, S), and for each basis twice its products with the cells (B, heads, d + 1, S).
         """
-        with torch.autocast(terms.common.device.type, enabled=False):
+        with maybe_autocast(terms.common.device.type, enabled=False):
             common = terms.common.float()
             products = [2 * basis.float() @ common.transpose(1, 2)[:, None] for basis in terms.bases]
             return common.square().sum(-1)[:, None, None], products
@@ -904,7 +904,7 @@ class EfficientSamImageNorm(nn.LayerNorm):
             # What comes in will be multiplied by the factor of before as well.
             weights = torch.cat([image.weights, weights * image.factor.reciprocal()], dim=2)
             all_values = [*image.values, values]
-        with torch.autocast(weights.device.type, enabled=False):
+        with maybe_autocast(weights.device.type, enabled=False):
             variance = self.sum_of_squares(weights, all_values, terms, products) / self.weight.shape[0]
             variance = variance if image is None else variance * image.factor.float().square()
             factor = (variance.clamp(min=0) + self.eps).rsqrt().to(weights.dtype)

@@ -78,14 +78,19 @@ def write_executorch(graph: Graph, path: Path) -> None:
     """An ExecuTorch program for the CPU, through XNNPACK.
 
     Raises:
-        ValueError: if executorch is missing.
+        ValueError: if executorch is missing, or cannot take the graph.
     """
     lowering: Any = wanted_package("executorch.exir", "export to ExecuTorch")
     partition: Any = wanted_package(
         "executorch.backends.xnnpack.partition.xnnpack_partitioner", "export to ExecuTorch"
     )
-    lowered = lowering.to_edge_transform_and_lower(graph.program, partitioner=[partition.XnnpackPartitioner()])
-    path.write_bytes(lowered.to_executorch().buffer)
+    try:
+        lowered = lowering.to_edge_transform_and_lower(graph.program, partitioner=[partition.XnnpackPartitioner()])
+        content = lowered.to_executorch().buffer
+    except Exception as fault:  # its checks raise bare AssertionErrors and errors of its own
+        found = " ".join([type(fault).__name__, *str(fault).split()])
+        raise ValueError(f"this version of ExecuTorch cannot take {path.stem}: {found}") from fault
+    path.write_bytes(content)
 
 
 # For each format the end of a file's name, and who writes it.
