@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def main() -> None:
     else:
         model, processor = load_checkpoint(device="cpu", dtype="float32")
     with torch.device("meta"):
-        work = encoder_operations(EfficientSamModel(model.config).eval(), model.config.vision_config.image_size)
+        # With a config of its own, which counting changes.
+        work = encoder_operations(EfficientSamModel(deepcopy(model.config)), model.config.vision_config.image_size)
     model = model.to(args.device, dtype)
     if args.compile:
         compile_model(model)

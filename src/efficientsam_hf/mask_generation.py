@@ -39,7 +39,7 @@ def segment_everything(
     """Find the objects of a picture, or of each picture of a list.
 
     On the decoder's grid a stability or a box can come out otherwise than at full size: with the bundled checkpoint
-    the filters decide otherwise for 0.1 % of the masks, and about a tenth of those that stay are others, usually
+    the filters decide otherwise for less than 0.1 % of the masks, and a sixth of those that stay are others, usually
     doubles (docs/everything.md). `exact` is the way without.
 
     Args:
