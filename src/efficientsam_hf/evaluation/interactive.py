@@ -70,7 +70,7 @@ class Walk:
         points: The clicks so far.
         labels: And what they are on.
         answer: The last mask (H, W).
-        logits: It as the model gave it, (h, w).
+        logits: It as the model gave it, (h, w), where it is to be shown with the next click.
         trust: The predicted IoU of it.
     """
 
@@ -219,19 +219,19 @@ def walk(
         if not going:
             break
         with watch("decode"):
-            prompts = prompts_of(going, protocol, settings.show_answer)
+            prompts = prompts_of(going, protocol)
             answer = ask(predictor, embedded, prompts, settings.refine)
         score(predictor, embedded, answer, going, settings, watch)
     return walks
 
 
-def prompts_of(walks: Sequence[Walk], protocol: Protocol, show_answer: bool = False) -> Prompts:
+def prompts_of(walks: Sequence[Walk], protocol: Protocol) -> Prompts:
     """What these objects are asked by; all of them have had as many answers."""
     if protocol.first is None:
         return Prompts(boxes=np.array([one.target.box for one in walks], dtype=np.float32))
     points = np.array([one.points for one in walks], dtype=np.float32)
     logits = [one.logits for one in walks if one.logits is not None]
-    masks = torch.stack(logits) if show_answer and logits else None
+    masks = torch.stack(logits) if logits else None
     return Prompts(points=points, labels=np.array([one.labels for one in walks], dtype=np.int64), masks=masks)
 
 
@@ -241,7 +241,7 @@ def score(
     """Note for each object the IoU of the mask that the model trusts most, and of the one nearest to the truth."""
     logits = answer.logits if settings.oracle else answer.best_logits()[:, None]
     best, count = answer.best().tolist() if settings.oracle else [0] * len(walks), logits.shape[1]
-    trusted, lows = answer.scores.amax(-1).tolist(), answer.best_logits()
+    trusted = answer.scores.amax(-1).tolist()
     step = max(1, FULL_SIZE_BYTES // (count * walks[0].target.mask.size))
     for start in range(0, len(walks), step):
         with watch("decode"):
@@ -249,7 +249,10 @@ def score(
         with watch("metrics"):
             for place, one in enumerate(walks[start : start + step]):
                 note(one, masks[place * count : (place + 1) * count], best[start + place], settings)
-                one.trust, one.logits = trusted[start + place], lows[start + place]
+                one.trust = trusted[start + place]
+    if settings.show_answer:
+        for one, own in zip(walks, answer.best_logits(), strict=True):
+            one.logits = own
 
 
 def note(one: Walk, masks: np.ndarray, best: int, settings: Settings) -> None:
