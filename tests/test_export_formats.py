@@ -12,6 +12,7 @@ from conftest import make_model, tiny_config
 
 from efficientsam_hf import EfficientSamProcessor, load_checkpoint, segment
 from efficientsam_hf.export.checking import agreement, difference
+from efficientsam_hf.export.formats import write_executorch
 from efficientsam_hf.export.official import export_for_osam
 from efficientsam_hf.export.writing import export_model
 from efficientsam_hf.exported.model import ExportedEfficientSam
@@ -70,6 +71,19 @@ signal.signal(signal.SIGCHLD, lambda *signal: print("child", flush=True))
 subprocess.run(["true"])
 print("alive")
 """
+
+
+def test_an_executorch_that_cannot_take_a_graph_is_named(tmp_path, monkeypatch):
+    """As version 1.5.1 with the decoder's: its verifier raises an AssertionError without a word."""
+
+    def refuse(*_, **__):
+        raise AssertionError
+
+    lowering = SimpleNamespace(to_edge_transform_and_lower=refuse, XnnpackPartitioner=lambda: None)
+    monkeypatch.setattr("efficientsam_hf.export.formats.wanted_package", lambda *_: lowering)
+    with pytest.raises(ValueError, match=r"this version of ExecuTorch cannot take mask_decoder: AssertionError"):
+        write_executorch(SimpleNamespace(program=None), tmp_path / "mask_decoder.pte")
+    assert not list(tmp_path.iterdir())
 
 
 def test_osam_takes_the_files(model, processor, photo, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import make_model, tiny_config
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForPreTraining, PreTrainedModel
@@ -350,6 +350,8 @@ def test_trains_with_what_transformers_needs_to_know():
     assert set(EfficientSamForPreTraining._no_split_modules) <= kinds
     # Of the parts' lists, too, only what is there: Accelerate's FSDP refuses the rest.
     assert model._no_split_modules == set(EfficientSamForPreTraining._no_split_modules)
+    whole = make_model(tiny_config())
+    assert whole._no_split_modules == {"EfficientSamVisionLayer", "EfficientSamMaskDecoder"}
 
 
 # --------------------------------------------------------------------------------------------------------------------
