@@ -13,6 +13,7 @@ from efficientsam_hf.modeling_efficientsam import (
     EfficientSamImageTerms,
     EfficientSamPreparedImage,
     EfficientSamPromptedImage,
+    EfficientSamSameConv2d,
 )
 
 # The relative step of each type: half a unit in the last place is the error of a single operation.
@@ -79,6 +80,23 @@ def test_positions_stay_in_float32(exact, dtype):
     assert half.shared_image_embedding.gaussian_matrix.dtype == torch.float32
     coordinates = torch.rand(5, 2)
     assert torch.equal(half.shared_image_embedding(coordinates), exact.shared_image_embedding(coordinates))
+
+
+def test_a_dilated_filter_learns_in_bfloat16_what_it_learns_in_float32():
+    # torch's own gradient is noise, or infinite, for these sizes and channels last.
+    torch.manual_seed(0)
+    filters = EfficientSamSameConv2d(96, 96, 3, dilation=2, groups=96)
+    pixels = torch.randn(4, 96, 32, 32).to(memory_format=torch.channels_last)
+    gradients = []
+    for dtype in (torch.bfloat16, torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            answer = filters(pixels)
+        assert answer.dtype == dtype
+        (answer * pixels.roll(3, 0)).float().sum().backward()
+        gradients.append(filters.weight.grad)
+        filters.zero_grad()
+    found, wanted = gradients
+    assert (found - wanted).norm() < 0.01 * wanted.norm()
 
 
 @HALVES

@@ -279,7 +279,11 @@ class EfficientSamSameConv2d(nn.Conv2d):
     def forward(self, hidden_states: Tensor) -> Tensor:
         total = max(self.dilation[0] * (self.kernel_size[0] - 1) + 1 - self.stride[0], 0)
         before = total // 2
-        return super().forward(F.pad(hidden_states, (before, total - before) * 2))
+        hidden_states = F.pad(hidden_states, (before, total - before) * 2)
+        if self.dilation[0] > 1 and hidden_states.device.type == "cpu" and torch.is_grad_enabled():
+            # Of channels last in bfloat16, torch 2.13 gives a dilated depthwise filter a wrong gradient on CPUs.
+            hidden_states = hidden_states.contiguous()
+        return super().forward(hidden_states)
 
 
 class EfficientSamInvertedResidual(nn.Module):
