@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from operations import place
 
 from efficientsam_hf import ExportedEfficientSam, load_checkpoint
 from efficientsam_hf.data.sa1b import find_pairs
@@ -31,14 +32,15 @@ def iou(answer: torch.Tensor, mask: torch.Tensor) -> float:
 @torch.inference_mode()
 def best_masks(model: Any, processor: Any, image: Any, boxes: list) -> tuple[torch.Tensor, float]:
     """(Q, H, W) and how long encoder and decoder took."""
-    inputs = processor(image, input_boxes=[boxes])
+    inputs = processor(image, input_boxes=[boxes]).to(model.device)
     sizes = inputs.pop("original_sizes")
     start = time.perf_counter()
     outputs = model(**inputs)
+    outputs.pred_masks[0, 0, 0, 0, 0].item()  # a GPU is done only then
     seconds = time.perf_counter() - start
     best = outputs.iou_scores.float().argmax(-1, keepdim=True)
     masks = outputs.pred_masks.float().take_along_dim(best[..., None, None], dim=2)
-    return processor.post_process_masks(masks, sizes)[0][:, 0], seconds
+    return processor.post_process_masks(masks, sizes)[0][:, 0].cpu(), seconds
 
 
 def megabytes(model: Any) -> float:
@@ -53,17 +55,20 @@ def main() -> None:
     parser.add_argument("--model", help="folder or Hub id; the bundled checkpoint if left out")
     parser.add_argument("--exported", type=Path, nargs="*", default=[], help="folders written by efficientsam export")
     parser.add_argument("--dtypes", nargs="*", default=["float16", "bfloat16"])
+    parser.add_argument("--device", default="cpu", help="of the models in torch")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th photo")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    exact, processor = load_checkpoint(args.model, device="cpu", dtype="float32")
+    exact, processor = load_checkpoint(args.model, device=args.device, dtype="float32")
     variants: dict[str, Any] = {"torch float32": exact}
     variants |= {f"torch {dtype}": copy.deepcopy(exact).to(getattr(torch, dtype)) for dtype in args.dtypes}
     variants |= {folder.name: ExportedEfficientSam(folder, threads=args.threads) for folder in args.exported}
     first: dict[str, str] = {}  # of each runtime, to compare the others with
     for name, model in variants.items():
         first.setdefault(model.manifest.format if isinstance(model, ExportedEfficientSam) else "torch", name)
+    if args.device != "cpu":
+        print(f"{place(args.device)}, torch {torch.__version__}")
     print("| set | masks | variant | MB | mean IoU | change | agreement | median s | first of its runtime / this |")
     print("|---|---|---|---|---|---|---|---|---|")
     for source in args.sources:

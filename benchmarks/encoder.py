@@ -2,7 +2,8 @@
 
     python benchmarks/encoder.py
     python benchmarks/encoder.py --peers "SamModel ViT-B" "Sam2Model Hiera-T" --batches 1 4 --rounds 3
-    python benchmarks/encoder.py --device cuda --dtype bfloat16 --batches 1 8 32 --compile --peers "SamModel ViT-H"
+    python benchmarks/encoder.py --device cuda --dtype bfloat16 --batches 1 8 32 --other_batches 1 32 --compile \
+        --peers "SamModel ViT-H" --rounds 20
 
 1024 pixels, random weights: neither time nor memory depends on their values. A row's memory is what it adds to model
 and pictures, on a CPU in a process of its own. MFU is the model's operations a second over a large matrix product's.
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from operations import encoder_operations, matrix_rate
+from operations import encoder_operations, matrix_rate, place
 from peers import PEERS
 
 from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamModel
@@ -37,9 +38,12 @@ def build(name: str, variant: str) -> Any:
 
 def encoder(name: str, args: argparse.Namespace) -> Callable[[torch.Tensor], torch.Tensor]:
     """Pictures (B, 3, S, S) -> embeddings; of a peer's several maps the coarsest."""
-    model = build(name, args.variant).to(args.device, getattr(torch, args.dtype))
+    with torch.device(args.device):
+        model = build(name, args.variant).to(getattr(torch, args.dtype))
     model.set_attn_implementation("eager" if name == EAGER else "sdpa")
-    encode = torch.compile(model.get_image_embeddings) if name == COMPILED else model.get_image_embeddings
+    encode = (
+        torch.compile(model.get_image_embeddings, dynamic=False) if name == COMPILED else model.get_image_embeddings
+    )
 
     @torch.inference_mode()
     def run(pixels: torch.Tensor) -> torch.Tensor:
@@ -56,13 +60,13 @@ def pictures(batch: int, args: argparse.Namespace) -> torch.Tensor:
     return pixels.to(args.device, getattr(torch, args.dtype))
 
 
-def peak_memory(name: str, batch: int, args: argparse.Namespace) -> float:
+def peak_memory(name: str, batch: int, run: Callable, args: argparse.Namespace) -> float:
     """MiB that encoding adds to what model and pictures take."""
     if args.device == "cpu":
         command = [sys.executable, __file__, "--variant", args.variant, "--dtype", args.dtype]
         command += ["--memory_of", name, "--batches", str(batch)]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-    run, pixels = encoder(name, args), pictures(batch, args)
+    pixels = pictures(batch, args)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run(pixels)
@@ -97,20 +101,28 @@ def measure(
     return times
 
 
-def print_table(times: dict[tuple[str, int], list[float]], args: argparse.Namespace) -> None:
+def print_table(
+    times: dict[tuple[str, int], list[float]], rows: dict[tuple[str, int], Callable], args: argparse.Namespace
+) -> None:
     rate = matrix_rate(torch.device(args.device), getattr(torch, args.dtype))
-    print(f"EfficientSAM {args.variant}, {SIDE} x {SIDE}, {args.device}, {args.dtype}, {args.threads} threads, "
+    print(f"EfficientSAM {args.variant}, {SIDE} x {SIDE}, {place(args.device)}, {args.dtype}, {args.threads} threads, "
           f"torch {torch.__version__}, matrix rate {rate / 1e9:.0f} G/s")  # fmt: skip
     print("| encoder | batch | p50 s | p95 s | pictures a second | eager / this, a picture | MFU | peak memory MiB |")
     print("|---|---|---|---|---|---|---|---|")
+    digits = 3 if args.device == "cpu" else 5
     for (name, batch), row in times.items():
-        ratios = [first / (this / batch) for first, this in zip(times[EAGER, 1], row, strict=True)]
+        ratios = [
+            first / args.other_batches[0] / (this / batch)
+            for first, this in zip(times[EAGER, args.other_batches[0]], row, strict=True)
+        ]
         with torch.device("meta"):
             work = batch * encoder_operations(build(name, args.variant), SIDE)
         median = statistics.median(row)
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {name} | {batch} | {median:.3f} | {np.percentile(row, 95):.3f} | {batch / median:.2f} | {spread} | "
-              f"{work / median / rate:.2f} | {peak_memory(name, batch, args):.0f} |", flush=True)  # fmt: skip
+        seconds = f"{median:.{digits}f} | {np.percentile(row, 95):.{digits}f}"
+        memory = peak_memory(name, batch, rows[name, batch], args)
+        print(f"| {name} | {batch} | {seconds} | {batch / median:.2f} | {spread} | "
+              f"{work / median / rate:.2f} | {memory:.0f} |", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -118,6 +130,7 @@ def main() -> None:
     parser.add_argument("--variant", default="tiny", choices=list(VARIANTS))
     parser.add_argument("--peers", nargs="*", default=[], choices=list(PEERS))
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="of the default attention")
+    parser.add_argument("--other_batches", type=int, nargs="+", default=[1], help="of all else")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -133,11 +146,11 @@ def main() -> None:
     rows = {
         (name, batch): run
         for name, run in encoders.items()
-        for batch in (args.batches if run is encoders[DEFAULT] else [1])
+        for batch in (args.batches if name == DEFAULT else args.other_batches)
     }
-    pixels = {batch: pictures(batch, args) for batch in {1, *args.batches}}
+    pixels = {batch: pictures(batch, args) for batch in {1, *args.batches, *args.other_batches}}
     difference = (encoders[EAGER](pixels[1]) - encoders[DEFAULT](pixels[1])).abs().max()
-    print_table(measure(rows, pixels, args.rounds), args)
+    print_table(measure(rows, pixels, args.rounds), rows, args)
     print(f"largest difference of the embeddings, eager and sdpa: {difference:.1e}")
 
 

@@ -1,6 +1,7 @@
 """Segment everything against two peers, in one run: time, prompts a second, peak memory.
 
     python benchmarks/everything.py --size 1920x1080 --peer_points_per_side 8
+    python benchmarks/everything.py --device cuda --dtype bfloat16 --no_decoder --peer_points_per_side 8 --threads 8
 
 The peers are (a) the plain way, written below: embeddings tiled for each prompt, all masks brought to full size, then
 filtered; and (b) transformers' own pipeline with a SamModel whose decoder has the same size. Weights are random, so
@@ -8,19 +9,22 @@ thresholds are set to let through the shares `--trusted` and, of those, `--stabl
 alike, so that nothing is suppressed, and what passes is what stays: by default 150 of 1024 prompts' masks, each of
 which is drawn at full size and encoded. Encoding the picture is timed alone. A prompt costs the peers as much however
 many there are, so that they may be given fewer (`--peer_points_per_side`); their time for all prompts follows. Each
-row's memory is measured in a process of its own, beyond what model and picture take.
+row's memory is measured beyond what model and picture take, on a CPU in a process of its own.
 """
 
 import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from operations import place
 from PIL import Image
 from torch import Tensor
 from transformers import SamConfig, SamImageProcessorPil, SamModel, pipeline
@@ -80,10 +84,10 @@ def plain_decode(model: EfficientSamModel, embeddings: Tensor, points: Tensor) -
 def plain_everything(model, processor, photo: Image.Image, side: int, iou: float, stability: float) -> list[dict]:
     """The plain way: 64 prompts at a time, upsampled, then filtered."""
     inputs = processor(images=photo, return_tensors="pt")
-    embeddings = model.get_image_embeddings(inputs["pixel_values"])
+    embeddings = model.get_image_embeddings(inputs["pixel_values"].to(model.device))
     image_size = model.config.vision_config.image_size
     kept, scores, boxes = [], [], []
-    for points in (point_grid(side) * image_size).split(64):
+    for points in (point_grid(side) * image_size).to(model.device).split(64):
         masks, predicted = plain_decode(model, embeddings, points)
         masks = F.interpolate(masks, photo.size[::-1], mode="bicubic", align_corners=False)
         masks, predicted = masks.flatten(0, 1), predicted.flatten()
@@ -102,14 +106,15 @@ class PeerImageProcessor(SamImageProcessorPil):
     post_process_for_mask_generation = EfficientSamImageProcessor.post_process_for_mask_generation
 
 
-def build(name: str):
+def build(name: str, args: argparse.Namespace):
     torch.manual_seed(0)
+    kind = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     if name != "transformers":
-        model = EfficientSamModel(EfficientSamConfig(vision_config=VARIANTS["tiny"])).eval()
+        model = EfficientSamModel(EfficientSamConfig(vision_config=VARIANTS["tiny"])).eval().to(**kind)
         return model, EfficientSamProcessor.from_model_config(model.config)
     vision = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "mlp_dim": 768}
     vision |= {"window_size": 0, "global_attn_indexes": list(range(12))}
-    return SamModel(SamConfig(vision_config=vision)).eval(), PeerImageProcessor()
+    return SamModel(SamConfig(vision_config=vision)).eval().to(**kind), PeerImageProcessor()
 
 
 def make_photo(width: int, height: int) -> Image.Image:
@@ -121,10 +126,10 @@ def make_photo(width: int, height: int) -> Image.Image:
 def thresholds(name: str, model, processor, photo: Image.Image, trusted: float, stable: float) -> dict[str, float]:
     """What lets through these shares of the masks of 64 prompts, by the row's own judgement."""
     inputs = processor(images=photo, return_tensors="pt")
-    embeddings = model.get_image_embeddings(inputs["pixel_values"])
-    points = (point_grid(8) * 1024)[None, :, None]
+    embeddings = model.get_image_embeddings(inputs["pixel_values"].to(model.device, model.dtype))
+    points = (point_grid(8) * 1024)[None, :, None].to(model.device)
     output = model(image_embeddings=embeddings, input_points=points)
-    scores = output.iou_scores.flatten()
+    scores = output.iou_scores.flatten().float()
     iou = max(float(scores.quantile(1 - trusted)), 1e-6)
     trusted_masks = output.pred_masks.flatten(0, 2)[scores > iou]
     stability = torch.cat([stability_score(judged(name, processor, inputs, m)) for m in trusted_masks.split(1)])
@@ -146,7 +151,8 @@ def encoding_seconds(model, processor, photo: Image.Image, rounds: int = 3) -> f
     times = []
     for _ in range(rounds):
         start = CLOCK()
-        model.get_image_embeddings(processor(images=photo, return_tensors="pt")["pixel_values"])
+        pixels = processor(images=photo, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+        model.get_image_embeddings(pixels)[0, 0, 0, 0].item()  # a GPU is done only then
         times.append(CLOCK() - start)
     return float(np.median(times))
 
@@ -160,7 +166,7 @@ def run(name: str, model, processor, photo: Image.Image, side: int, limits: dict
     if name == "ours":
         options |= {"box_nms_thresh": 1.0}
         return len(segment_everything(model, processor, photo, points_per_side=side, **options))
-    generator = pipeline("mask-generation", model=model, image_processor=processor, device="cpu")
+    generator = pipeline("mask-generation", model=model, image_processor=processor, device=model.device)
     return len(generator(photo, points_per_crop=side, points_per_batch=64, crops_nms_thresh=1.0, **options)["masks"])
 
 
@@ -177,16 +183,22 @@ def liven(name: str, model) -> None:
         (network.layers[-1] if name != "transformers" else network.proj_out).weight.mul_(2000)
 
 
-def peak_memory(name: str, args: argparse.Namespace, side: int) -> float:
+def peak_memory(name: str, args: argparse.Namespace, side: int, again: Callable[[], int]) -> float:
+    """MiB that one row takes beyond its model and picture; on a GPU of doing it `again`."""
+    if args.device != "cpu":
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        again()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     command = [sys.executable, __file__, "--size", args.size, "--memory_of", name, "--points_per_side", str(side)]
-    command += ["--trusted", str(args.trusted), "--stable", str(args.stable)]
+    command += ["--dtype", args.dtype, "--trusted", str(args.trusted), "--stable", str(args.stable)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def own_memory(args: argparse.Namespace, photo: Image.Image) -> float:
     """What one row takes beyond its model and picture, in MiB; to be asked in a process of its own."""
     name = args.memory_of
-    model, processor = build(name)
+    model, processor = build(name, args)
     liven(name, model)
     # Before anything has run: what an earlier run gave back and the next one takes again counts, too.
     before = status_mebibytes("VmRSS")
@@ -203,8 +215,8 @@ def status_mebibytes(name: str) -> float:
 
 def decoder_rates(model, rounds: int, batch: int) -> None:
     """Prompts a second of the decoder alone, all masks drawn."""
-    embeddings = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0))
-    points = point_grid(4) * 1024
+    embeddings = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    points = (point_grid(4) * 1024).to(model.device)
     compiled = torch.compile(model.forward)
 
     def decode(forward) -> tuple[Tensor, Tensor]:
@@ -222,7 +234,7 @@ def decoder_rates(model, rounds: int, batch: int) -> None:
         for _ in range(rounds):
             for name, way in ways.items():
                 start = CLOCK()
-                way()
+                way()[1][0, 0].item()
                 times[name].append(CLOCK() - start)
     print("| decoder alone | prompts a second | tiled / this | largest difference |\n|---|---|---|---|")
     for name, row in times.items():
@@ -237,6 +249,7 @@ def main() -> None:
     parser.add_argument("--size", default="1920x1080")
     parser.add_argument("--points_per_side", type=int, default=32)
     parser.add_argument("--peer_points_per_side", type=int, default=32)
+    parser.add_argument("--peers", nargs="*", default=["plain", "transformers"], choices=["plain", "transformers"])
     parser.add_argument("--trusted", type=float, default=0.4, help="share of masks whose predicted IoU suffices")
     parser.add_argument("--stable", type=float, default=0.122, help="share of those that are stable")
     parser.add_argument("--threads", type=int, default=2)
@@ -248,6 +261,8 @@ def main() -> None:
     parser.add_argument("--no_memory", action="store_true", help="leave the memory out")
     parser.add_argument("--no_decoder", action="store_true", help="leave the decoder alone out")
     parser.add_argument("--decoder_batch", type=int, default=4, help="prompts at one time, decoder alone")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--memory_of", choices=["ours", "plain", "transformers"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -258,12 +273,12 @@ def main() -> None:
     if args.memory_of:
         print(own_memory(args, photo))
         return
-    names = ["ours", "plain", "transformers"]
-    models = {name: build(name) for name in names}
+    names = ["ours", *args.peers]
+    models = {name: build(name, args) for name in names}
     if not args.no_decoder:
         liven("ours", models["ours"][0])
         decoder_rates(models["ours"][0], args.rounds, args.decoder_batch)
-        models["ours"] = build("ours")
+        models["ours"] = build("ours", args)
     limits = {}
     for name in names:
         liven(name, models[name][0])
@@ -279,7 +294,9 @@ def main() -> None:
             counts[name] = run(name, *models[name], photo, sides[name], limits[name])
             each[name].append(max(CLOCK() - start - encoding[name][-1], 0.0) / sides[name] ** 2)
     everything = args.points_per_side**2
-    print(f"{args.size}, Ti, float32, {args.threads} threads, torch {torch.__version__}; medians of {args.repeats}")
+    device, digits = ("", 0) if args.device == "cpu" else (f"{place(args.device)}, ", 2)
+    print(f"{args.size}, Ti, {args.dtype}, {device}{args.threads} threads, torch {torch.__version__}; "
+          f"medians of {args.repeats}")  # fmt: skip
     print(f"| | prompts | encoder s | ms a prompt | s for {everything} | masks | peak memory MiB |")
     print("|---|---|---|---|---|---|---|")
     seconds = {
@@ -287,8 +304,10 @@ def main() -> None:
         for name in names
     }
     for name in names:
-        memory = float("nan") if args.no_memory else peak_memory(name, args, sides[name])
-        figures = f"{median(encoding[name]):.2f} | {1000 * median(each[name]):.1f} | {median(seconds[name]):.1f}"
+        again = partial(run, name, *models[name], photo, sides[name], limits[name])
+        memory = float("nan") if args.no_memory else peak_memory(name, args, sides[name], again)
+        prompt = f"{1000 * median(each[name]):.{1 + digits}f}"
+        figures = f"{median(encoding[name]):.{2 + digits}f} | {prompt} | {median(seconds[name]):.{1 + digits}f}"
         print(f"| {name} | {sides[name] ** 2} | {figures} | {counts[name]} | {memory:.0f} |")
     for name in names[1:]:
         ratios = sorted(theirs / ours for theirs, ours in zip(seconds[name], seconds["ours"], strict=True))

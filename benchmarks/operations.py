@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -18,6 +19,13 @@ def encoder_operations(model: Any, side: int) -> float:
     with FlopCounterMode(display=False) as counter:
         model.get_image_embeddings(torch.empty(1, 3, side, side, device="meta"))
     return float(counter.get_total_flops())
+
+
+def place(device: str) -> str:
+    """The device as the head of a table names it: of a GPU its name and transformers' version, too."""
+    if device == "cpu":
+        return device
+    return f"{torch.cuda.get_device_name(device)}, transformers {transformers.__version__}"
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

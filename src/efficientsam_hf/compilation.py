@@ -81,7 +81,6 @@ def in_powers_of_two(look: Callable) -> Callable:
         if missing and isinstance(last_stands_for, int):  # slots that each prompt counts for itself are not filled up
             prompts = F.pad(prompts, (0, 0, 0, 0, 0, missing))
         tokens, image = look(prepared, prompts, last_stands_for)
-        kept = torch.arange(count, device=tokens.device)
-        return tokens[:, :count], image[kept]
+        return tokens[:, :count], image[:count]
 
     return padded

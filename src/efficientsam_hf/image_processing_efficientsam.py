@@ -118,7 +118,8 @@ class EfficientSamImageProcessor(BaseImageProcessor):
             )
             pixels = stretched[0]
         if kwargs["do_normalize"]:
-            mean, std = (pixels.new_tensor(kwargs[key]).view(-1, 1, 1) for key in ("image_mean", "image_std"))
+            mean, std = (torch.tensor(kwargs[key]).view(-1, 1, 1) for key in ("image_mean", "image_std"))
+            mean, std = (part.to(pixels.device, non_blocking=True) for part in (mean, std))
             pixels = (pixels - mean).div_(std)
         return pixels
 

@@ -98,9 +98,9 @@ class PhotoSession:
     def look(self, model: EfficientSamModel, processor: EfficientSamProcessor) -> None:
         """Encode the photo, so that the first click is as quick as the others."""
         if self.embeddings is None:
-            inputs = processor.image_processor(self.photo, return_tensors="pt")
+            inputs = processor.image_processor(self.photo, return_tensors="pt", device=model.device)
             with torch.inference_mode():
-                self.embeddings = model.get_image_embeddings(inputs["pixel_values"].to(model.device))
+                self.embeddings = model.get_image_embeddings(inputs["pixel_values"])
 
     # ----------------------------------------------------------------------------------------------------------------
     # Pointing

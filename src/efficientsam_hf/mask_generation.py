@@ -91,8 +91,9 @@ def find_objects(
     records, kept_embeddings = [], []
     for number, (layer, (left, top, right, bottom)) in enumerate(crops):
         if image_embeddings is None:
-            inputs = processor.image_processor(pixels[:, top:bottom, left:right], return_tensors="pt")
-            embeddings = model.get_image_embeddings(inputs["pixel_values"].to(model.device))
+            part = pixels[:, top:bottom, left:right]
+            inputs = processor.image_processor(part, return_tensors="pt", device=model.device)
+            embeddings = model.get_image_embeddings(inputs["pixel_values"])
         else:
             embeddings = image_embeddings[number : number + 1].to(model.device)
         crop = Crop(model, processor, embeddings, (left, top, right, bottom), (height, width), settings)

@@ -172,7 +172,7 @@ class Crop:
             mask, y, x = self.painter.paint(logits)
             if least and mask.any():
                 whole = torch.zeros(self.size, dtype=torch.bool)
-                whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+                whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask.cpu()
                 mask, y, x = without_small_regions(whole, least), 0, 0
                 unchanged.append(torch.equal(mask, whole))
             annotation = annotate(mask, y + top, x + left, self.picture_size)
@@ -201,8 +201,9 @@ class Crop:
             places, lost = found.kept[rows].tolist(), rows[found.kept[rows] < 0]
             drawn: Iterator[Tensor] = iter(())
             if len(lost):
-                clicks = torch.arange(len(lost))
-                drawn = iter(self.draw(*self.look(found.points[lost]), clicks)[clicks, found.tokens[lost]])
+                clicks = torch.arange(len(lost), device=self.embeddings.device)
+                masks = self.draw(*self.look(found.points[lost]), clicks)
+                drawn = iter(masks[clicks, found.tokens[lost].to(clicks.device)])
             return [next(drawn) if place < 0 else self.kept[place] for place in places]
 
         for rows, masks in self.in_batches(find, torch.arange(len(found))):

@@ -680,7 +680,7 @@ class EfficientSamPromptedImage:
     weights: Tensor
     values: list[Tensor]
 
-    def __getitem__(self, prompts: Tensor) -> "EfficientSamPromptedImage":
+    def __getitem__(self, prompts: Tensor | slice) -> "EfficientSamPromptedImage":
         return EfficientSamPromptedImage(
             self.factor[:, prompts], self.weights[:, prompts], [values[:, prompts] for values in self.values]
         )
@@ -721,8 +721,9 @@ def may_reuse_memory(tensor: Tensor) -> bool:
 
     Not where something is to be learnt, nor while autocast chooses the types or a compiler writes a graph.
     """
-    unseen = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(tensor.device.type)
-    return tensor.device.type == "cpu" and not torch.is_grad_enabled() and not unseen
+    if tensor.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
 
 
 def add_product(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -1170,8 +1171,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
 
         No other token sees what they do, so that only those take it whose answer is wanted.
         """
-        positions = self.output_tokens()[numbers]
-        return self.transformer.last_look(tokens[:, :, numbers], positions, image, prepared.transformer)
+        # Not by a list of numbers, for which a GPU would be waited for.
+        chosen, first = (torch.stack([t[..., n, :] for n in numbers], dim=-2) for t in (tokens, self.output_tokens()))
+        return self.transformer.last_look(chosen, first, image, prepared.transformer)
 
     def bytes_per_prompt(self, cells: int) -> int:
         """About what one prompt takes while its masks are drawn over an embedding grid of so many cells."""
@@ -1435,9 +1437,10 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
     ) -> dict[str, Any]:
         """Prompts as in `forward` -> what the mask decoder's `look` takes beside the prepared image."""
         patch, (height, width) = self.config.vision_config.patch_size, embeddings.shape[-2:]
-        size = torch.tensor([width * patch, height * patch], device=embeddings.device, dtype=torch.float32)
-        prompts = self.get_prompt_embeddings(input_points, input_labels, input_boxes, size)
-        labels = gather_slots(input_points, input_labels, input_boxes)[1]
+        size = torch.tensor([width * patch, height * patch], dtype=torch.float32)
+        points, labels = gather_slots(input_points, input_labels, input_boxes)
+        size = size.to(points.device, non_blocking=True)
+        prompts = self.prompt_encoder(self.shared_image_embedding, points, labels, size)
         return {"prompts": prompts, "last_stands_for": self.prompt_encoder.slots_of_tokens(labels, prompts.shape[2])}
 
     def check_prompts(
@@ -1470,7 +1473,8 @@ def gather_slots(points: Tensor | None, labels: Tensor | None, boxes: Tensor | N
     slots = []
     if boxes is not None:
         corners = boxes.unflatten(-1, (2, 2))
-        corner_labels = torch.tensor([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], device=boxes.device).expand(corners.shape[:3])
+        # The two labels follow each other: counted on the device, they need no copy to it.
+        corner_labels = torch.arange(BOX_TOP_LEFT, BOX_BOTTOM_RIGHT + 1, device=boxes.device).expand(corners.shape[:3])
         is_padding = (boxes < 0).all(-1, keepdim=True)
         slots.append((corners, corner_labels.masked_fill(is_padding, NO_POINT)))
     if points is not None:

@@ -128,6 +128,8 @@ def segment(
         "input_boxes": one_image(boxes, 2),
     }
     pictures = {"images": [picture]} if image_embeddings is None else {"original_sizes": [list(picture.shape[-2:])]}
+    if image_embeddings is None:
+        pictures["device"] = model.device  # where it is stretched, too
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes = inputs.pop("original_sizes")
     outputs = model(**inputs, image_embeddings=image_embeddings)

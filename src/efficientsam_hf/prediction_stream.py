@@ -92,7 +92,7 @@ class SegmentationStream:
         pictures, prompts = [picture for picture, _ in batch], gather(batch)
         with torch.cuda.stream(self.copying) if self.copying else nullcontext():
             if self.copying:
-                pictures = [picture.pin_memory().to(self.device, non_blocking=True) for picture in pictures]
+                pictures = [pinned(picture).to(self.device, non_blocking=True) for picture in pictures]
             prepared = self.processor.image_processor(pictures, return_tensors="pt", device=self.device)
             asked = self.processor(original_sizes=prepared["original_sizes"], **prompts)
             sizes = asked.pop("original_sizes")  # stays on the CPU, where fetching it would wait for the device
@@ -131,6 +131,11 @@ def read_request(request: tuple[Any, dict[str, Any]]) -> tuple[Tensor, dict[str,
         raise ValueError(f"unknown prompt {unknown[0]!r}, wanted {', '.join(PROMPTS)}")
     lists = {name: one_image(prompts.get(name), depth) for name, depth in PROMPTS.items()}
     return read_picture(picture), {name: value and value[0] for name, value in lists.items()}
+
+
+def pinned(picture: Tensor) -> Tensor:
+    """A picture (3, H, W) in page-locked memory; a grey one, of three views of one channel, is written out for it."""
+    return (picture if all(picture.stride()) else picture.contiguous()).pin_memory()
 
 
 def gather(batch: list[tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..loss_efficientsam import resize_labels, segmentation_loss
 from ..modeling_efficientsam import EfficientSamModel, best_mask
@@ -70,11 +71,8 @@ class InteractiveSegmentation(nn.Module):
             prompt = {name: value.unflatten(0, labels.shape[:2]) for name, value in prompt.items()}
             if self.model.config.prompt_encoder_config.mask_prompts and answer is not None:
                 prompt["input_masks"] = answer[:, :, 0]
-            chosen = self.answering(number)
-            masks, scores = self.ask(embeddings, prompt, chosen)
-            losses.append(self.blame(masks, scores, labels, chosen))
-            several = ALL if chosen != ALL else THREE
-            answer = best_mask(masks[:, :, several].detach(), scores[:, :, several].detach())[0]
+            round_losses, answer = self.take_round(embeddings, prompt, labels, self.answering(number))
+            losses.append(round_losses)
         return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
 
     def unreached(self) -> list[str]:
@@ -86,6 +84,27 @@ class InteractiveSegmentation(nn.Module):
         if self.model.config.prompt_encoder_config.mask_prompts and prompts == 1:
             patterns.append("prompt_encoder.mask_embedding.*")
         return patterns
+
+    def take_round(
+        self, embeddings: Tensor, prompt: dict[str, Tensor], labels: Tensor, chosen: slice
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """A prompt's losses and the best of its answers (B, Q, 1, 4h, 4w), which is not learnt through.
+
+        With gradient checkpointing nothing of the decoder is kept but this: its masks of all prompts and rounds would
+        be far more than the encoder's layers.
+        """
+        if self.training and self.model.mask_decoder.transformer.blocks[0].gradient_checkpointing:
+            return checkpoint(self.answer_round, embeddings, prompt, labels, chosen, use_reentrant=False)
+        return self.answer_round(embeddings, prompt, labels, chosen)
+
+    def answer_round(
+        self, embeddings: Tensor, prompt: dict[str, Tensor], labels: Tensor, chosen: slice
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """As `take_round`."""
+        masks, scores = self.ask(embeddings, prompt, chosen)
+        several = ALL if chosen != ALL else THREE
+        best = best_mask(masks[:, :, several].detach(), scores[:, :, several].detach())[0]
+        return self.blame(masks, scores, labels, chosen), best
 
     def ask(self, embeddings: Tensor, prompt: dict[str, Any], chosen: slice) -> tuple[Tensor, Tensor]:
         """Embeddings (B, C, h, w) and a prompt for each object -> logits (B, Q, M, 4h, 4w), scores (B, Q, M)."""
