@@ -81,6 +81,9 @@ class Arguments:
     recipe: str = field(default="paper", metadata={"help": f"what an object is asked: {', '.join(RECIPES)}"})
     rounds: int | None = field(default=None, metadata={"help": "prompts an object gets, in place of the recipe's"})
     box_chance: float | None = field(default=None, metadata={"help": "how often the first prompt is a box, likewise"})
+    answer_chance: float | None = field(
+        default=None, metadata={"help": "in how many steps further prompts show the last answer, for mask prompts"}
+    )
     every_iou: bool = field(default=False, metadata={"help": "train the predicted IoU of all masks of a prompt"})
     smallest_crop: float = field(default=1.0, metadata={"help": "random crops down to this share of each side"})
     closer: float = field(default=0.0, metadata={"help": "chance of a crop around one of the masks instead"})
@@ -148,8 +151,8 @@ class Arguments:
 
     def prompt_recipe(self) -> PromptRecipe:
         """The recipe with what is given in place of its own."""
-        recipe, given = RECIPES[self.recipe], {"rounds": self.rounds, "box_chance": self.box_chance}
-        given = {name: value for name, value in given.items() if value is not None}
+        recipe, names = RECIPES[self.recipe], ("rounds", "box_chance", "answer_chance")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(recipe, every_iou=recipe.every_iou or self.every_iou, **given)
 
     def augmentation(self) -> Augmentation:

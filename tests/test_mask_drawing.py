@@ -28,7 +28,10 @@ def kinds_of_logits() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", kinds_of_logits())
 def test_painted_in_its_box_is_resized_as_a_whole(kind, size, mode):
     logits = kinds_of_logits()[kind]
-    box, top, left = MaskPainter((16, 16), size, mode, logits.device).paint(logits)
+    painter = MaskPainter((16, 16), size, mode, logits.device)
+    # Beside another mask, of which nothing must be seen.
+    *_, place = painter.boxes(torch.stack([torch.ones_like(logits), logits]))
+    box, top, left = painter.paint(logits, place)
     painted = torch.zeros(size, dtype=torch.bool)
     painted[top : top + box.shape[0], left : left + box.shape[1]] = box
     resized = resize_masks(logits, size, mode)
@@ -36,7 +39,8 @@ def test_painted_in_its_box_is_resized_as_a_whole(kind, size, mode):
 
 
 def test_a_small_mask_is_painted_in_a_small_box():
-    box, *_ = MaskPainter((16, 16), (160, 160), "bicubic", torch.device("cpu")).paint(kinds_of_logits()["corner"])
+    painter, logits = MaskPainter((16, 16), (160, 160), "bicubic", torch.device("cpu")), kinds_of_logits()["corner"]
+    box, *_ = painter.paint(logits, *painter.boxes(logits[None]))
     assert max(box.shape) <= 45
 
 

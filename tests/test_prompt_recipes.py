@@ -68,6 +68,34 @@ def test_the_last_answer_is_shown_and_rounds_without_news_repeat_the_clicks(pixe
         assert not asked["input_masks"].requires_grad
 
 
+@pytest.mark.parametrize("mask_rounds", [0, 1])
+def test_the_last_answer_is_shown_in_some_steps_and_where_nothing_else_is(mask_rounds, pixels, labels):  # noqa: F811
+    recipe = PromptRecipe(rounds=2, mask_rounds=mask_rounds, answer_chance=0.5)
+    task, with_answer = InteractiveSegmentation(able_model(), recipe), 0
+    for seed in range(40):
+        heard = Listener(task)
+        task(pixels, labels, generator(seed))
+        shown = ["input_masks" in asked for asked in heard.asked]
+        assert not shown[0]
+        assert all(shown[2:])
+        with_answer += shown[1]
+    assert 10 < with_answer < 30
+
+
+def test_what_never_shows_an_answer_leaves_the_mask_prompts_alone(pixels, labels):  # noqa: F811
+    task = InteractiveSegmentation(able_model(), PromptRecipe(rounds=2, answer_chance=0.0))
+    task(pixels, labels, generator())["loss"].backward()
+    frozen = [name for name, parameter in task.named_parameters() if not parameter.requires_grad]
+    assert any("mask_embedding" in name for name in frozen)
+    assert all(parameter.grad is not None for parameter in task.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("chance", [-0.1, 1.5])
+def test_a_chance_is_a_share(chance):
+    with pytest.raises(ValueError, match=f"answer_chance must be 0 to 1, got {chance}"):
+        InteractiveSegmentation(able_model(), PromptRecipe(answer_chance=chance))
+
+
 def test_the_mask_prompt_of_the_released_weights_is_none(pixels, labels):  # noqa: F811
     task = InteractiveSegmentation(able_model(mask_prompts=False), RECIPES["sam2"])
     heard = Listener(task)

@@ -36,14 +36,22 @@ class MaskPainter:
             resizing_matrix(cells, length, mode).to(device) for cells, length in zip(grid, size, strict=True)
         )
 
-    def paint(self, logits: Tensor) -> tuple[Tensor, int, int]:
-        """Logits (h, w) -> booleans of a box (H', W'), and the box's top and left in pixels.
+    def boxes(self, logits: Tensor) -> list[tuple[int, int, int, int]]:
+        """Where each of the masks (N, h, w) can have pixels: top, bottom, left, right; a GPU is asked but once."""
+        lowest = logits.flatten(1).amin(1).clamp(max=0)[:, None, None]
+        reached = logits >= OVERSHOOT * lowest
+        extents = torch.cat([extents_of(reached.any(2)), extents_of(reached.any(1))], dim=1)
+        return [
+            (*pixels_of(top, bottom, self.grid[0], self.size[0]), *pixels_of(left, right, self.grid[1], self.size[1]))
+            for top, bottom, left, right in extents.tolist()
+        ]
+
+    def paint(self, logits: Tensor, box: tuple[int, int, int, int]) -> tuple[Tensor, int, int]:
+        """Logits (h, w) -> booleans of their box (H', W'), and the box's top and left in pixels.
 
         In memory one column follows the other, as in COCO's run lengths.
         """
-        logits = logits.float()
-        reached = logits >= OVERSHOOT * logits.min().clamp(max=0)
-        (top, bottom), (left, right) = (pixels_of(reached.any(1 - axis), self.size[axis]) for axis in range(2))
+        logits, (top, bottom, left, right) = logits.float(), box
         higher = torch.cat(list(enlarge(logits, self.rows, top, bottom)))
         box = torch.cat([strip >= 0 for strip in enlarge(higher.T, self.columns, left, right)])
         return box.T, top, left
@@ -67,16 +75,18 @@ def resizing_matrix(cells: int, length: int, mode: str) -> Tensor:
     return F.interpolate(torch.eye(cells)[None, None], (length, cells), mode=mode, align_corners=False)[0, 0]
 
 
-def pixels_of(cells: Tensor, length: int) -> tuple[int, int]:
-    """First pixel and the one behind the last, of `length`, that the marked cells (h,) have a part in."""
-    marked = cells.nonzero()
-    if not len(marked):
+def extents_of(marked: Tensor) -> Tensor:
+    """Of each row of cells (N, n) the first that is marked and the one behind the last (N, 2); 0 and 0 if none is."""
+    numbers = torch.arange(1, marked.shape[1] + 1, device=marked.device)
+    stops, heads = (marked * numbers).amax(1), (marked * numbers.flip(0)).amax(1)
+    return torch.stack([(marked.shape[1] - heads) * (stops > 0), stops], dim=1)
+
+
+def pixels_of(first: int, stop: int, cells: int, length: int) -> tuple[int, int]:
+    """First pixel and the one behind the last, of `length`, in which the cells `first` to `stop` have a part."""
+    if stop == 0:
         return 0, 0
-    first, last = int(marked[0]), int(marked[-1])
-    return (
-        max(0, (first - REACH) * length // len(cells) - 1),
-        min(length, -(-(last + 1 + REACH) * length // len(cells)) + 1),
-    )
+    return max(0, (first - REACH) * length // cells - 1), min(length, -(-(stop + REACH) * length // cells) + 1)
 
 
 def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:

@@ -168,8 +168,8 @@ class Crop:
         least = self.settings.min_mask_region_area
         records: list[dict[str, Any]] = []
         unchanged: list[bool] = []
-        for row, logits in self.logits(found):
-            mask, y, x = self.painter.paint(logits)
+        for row, logits, box in self.logits(found):
+            mask, y, x = self.painter.paint(logits, box)
             if least and mask.any():
                 whole = torch.zeros(self.size, dtype=torch.bool)
                 whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask.cpu()
@@ -194,20 +194,20 @@ class Crop:
         kept = nms(boxes, torch.tensor(unchanged).float(), self.settings.box_nms_thresh)
         return [records[index] for index in kept.tolist()]
 
-    def logits(self, found: Candidates) -> Iterator[tuple[int, Tensor]]:
-        """Each row of the candidates with its logits (4h, 4w): kept, or drawn once more."""
+    def logits(self, found: Candidates) -> Iterator[tuple[int, Tensor, tuple[int, int, int, int]]]:
+        """Each row of the candidates with its logits (4h, 4w), kept or drawn once more, and where they reach."""
 
-        def find(rows: Tensor) -> list[Tensor]:
+        def find(rows: Tensor) -> Tensor:
             places, lost = found.kept[rows].tolist(), rows[found.kept[rows] < 0]
             drawn: Iterator[Tensor] = iter(())
             if len(lost):
                 clicks = torch.arange(len(lost), device=self.embeddings.device)
                 masks = self.draw(*self.look(found.points[lost]), clicks)
                 drawn = iter(masks[clicks, found.tokens[lost].to(clicks.device)])
-            return [next(drawn) if place < 0 else self.kept[place] for place in places]
+            return torch.stack([next(drawn) if place < 0 else self.kept[place] for place in places])
 
         for rows, masks in self.in_batches(find, torch.arange(len(found))):
-            yield from zip(rows.tolist(), masks, strict=True)
+            yield from zip(rows.tolist(), masks, self.painter.boxes(masks), strict=True)
 
     def draw_trusted(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Decode clicks (Q, 2), and draw what the model trusts.

@@ -60,6 +60,7 @@ class InteractiveSegmentation(nn.Module):
         targets, scale = targets & known, pixel_values.shape[-1] / grid[1]
         boxes, points, point_labels = self.first_prompt(targets, scale, generator)
         losses, answer = [], None
+        shows_answers = self.model.config.prompt_encoder_config.mask_prompts and self.recipe.shows_answers(generator)
         for number, shows in enumerate(self.recipe.order(generator)):
             if answer is not None and shows:
                 # What nobody knows is no error, and gets no click.
@@ -69,7 +70,7 @@ class InteractiveSegmentation(nn.Module):
                 point_labels = torch.cat([point_labels, label[:, None]], dim=1)
             prompt = {"input_boxes": boxes, "input_points": points, "input_labels": point_labels}
             prompt = {name: value.unflatten(0, labels.shape[:2]) for name, value in prompt.items()}
-            if self.model.config.prompt_encoder_config.mask_prompts and answer is not None:
+            if answer is not None and (shows_answers or not shows):
                 prompt["input_masks"] = answer[:, :, 0]
             round_losses, answer = self.take_round(embeddings, prompt, labels, self.answering(number))
             losses.append(round_losses)
@@ -81,7 +82,8 @@ class InteractiveSegmentation(nn.Module):
         patterns, prompts = ["mask_decoder.*token_to_image.k_proj.bias"], self.recipe.rounds + self.recipe.mask_rounds
         if all(self.answering(number) == THREE for number in range(prompts)):
             patterns.append("mask_decoder.hypernetworks.0.*")
-        if self.model.config.prompt_encoder_config.mask_prompts and prompts == 1:
+        never = prompts == 1 or not (self.recipe.answer_chance or self.recipe.mask_rounds)
+        if self.model.config.prompt_encoder_config.mask_prompts and never:
             patterns.append("prompt_encoder.mask_embedding.*")
         return patterns
 

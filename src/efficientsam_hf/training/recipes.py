@@ -18,6 +18,8 @@ class PromptRecipe:
     Args:
         rounds: Prompts that show something: a click or a box first, then a click on an error each.
         mask_rounds: Prompts that show nothing new but the last answer: the last of all, the others at random places.
+        answer_chance: In which share of the steps of a model with `mask_prompts` further prompts are given with the
+            last answer; in the others without it, as most users ask, which also takes less time and memory.
         box_chance: How often the first prompt is a box rather than a click.
         box_noise: Standard deviation of the box's coordinates as a share of its side.
         most_box_noise: Largest move of a box's coordinate as a share of the picture's side (20 of 1024 pixels in SAM).
@@ -29,6 +31,7 @@ class PromptRecipe:
 
     rounds: int = 1
     mask_rounds: int = 0
+    answer_chance: float = 1.0
     box_chance: float = 0.5
     box_noise: float = 0.1
     most_box_noise: float = 20 / 1024
@@ -44,6 +47,8 @@ class PromptRecipe:
         """
         prompts = model.config.prompt_encoder_config
         most = prompts.max_prompt_points - 1
+        if not 0 <= self.answer_chance <= 1:
+            raise ValueError(f"answer_chance must be 0 to 1, got {self.answer_chance}")
         if not 1 <= self.rounds <= most:
             raise ValueError(
                 f"rounds must be 1 to {most}: a box takes two of {prompts.max_prompt_points} slots; got {self.rounds} "
@@ -54,6 +59,13 @@ class PromptRecipe:
                 f"{self.mask_rounds} rounds show the last mask alone: wanted a model with mask_prompts "
                 "(extend_prompts gives it them)"
             )
+
+    def shows_answers(self, generator: torch.Generator | None = None) -> bool:
+        """Whether this step's further prompts are given with the last answer."""
+        if self.answer_chance in (0, 1):
+            return bool(self.answer_chance)
+        device = "cpu" if generator is None else generator.device
+        return float(torch.rand((), generator=generator, device=device)) < self.answer_chance
 
     def order(self, generator: torch.Generator | None = None) -> list[bool]:
         """For each prompt whether it shows something new; the first one does."""
