@@ -53,8 +53,8 @@ class MaskPainter:
         """
         logits, (top, bottom, left, right) = logits.float(), box
         higher = torch.cat(list(enlarge(logits, self.rows, top, bottom)))
-        box = torch.cat([strip >= 0 for strip in enlarge(higher.T, self.columns, left, right)])
-        return box.T, top, left
+        mask = torch.cat([strip >= 0 for strip in enlarge(higher.T, self.columns, left, right)])
+        return mask.T, top, left
 
 
 def enlarge(cells: Tensor, matrix: Tensor, first: int, last: int) -> Iterator[Tensor]:

@@ -405,8 +405,17 @@ class EfficientSamVisionEmbeddings(nn.Module):
         table = self.position_embedding[:, 1:].unflatten(1, (self.grid_size, self.grid_size))
         if (height, width) == (self.grid_size, self.grid_size):
             return table
-        table = table.permute(0, 3, 1, 2).float()
-        return F.interpolate(table, (height, width), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+        # Two matrix products give the same numbers as interpolating all channels, several times as fast.
+        rows, columns = (bicubic_matrix(self.grid_size, side, table.device) for side in (height, width))
+        with maybe_autocast(table.device.type, enabled=False):
+            stretched = (rows @ table[0].float().flatten(1)).unflatten(1, (self.grid_size, -1))
+            return (columns @ stretched)[None]
+
+
+def bicubic_matrix(cells: int, length: int, device: torch.device) -> Tensor:
+    """What bicubic interpolation from `cells` to `length` does along one axis, (length, cells)."""
+    alone = torch.eye(cells, device=device)[None, None]
+    return F.interpolate(alone, (length, cells), mode="bicubic", align_corners=False)[0, 0]
 
 
 def partition_windows(hidden_states: Tensor, size: int) -> Tensor:
@@ -1437,9 +1446,9 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
     ) -> dict[str, Any]:
         """Prompts as in `forward` -> what the mask decoder's `look` takes beside the prepared image."""
         patch, (height, width) = self.config.vision_config.patch_size, embeddings.shape[-2:]
-        size = torch.tensor([width * patch, height * patch], dtype=torch.float32)
         points, labels = gather_slots(input_points, input_labels, input_boxes)
-        size = size.to(points.device, non_blocking=True)
+        # Not copied from the main memory, for which no CUDA graph would be recorded.
+        size = torch.cat([points.new_full((1,), patch * side, dtype=torch.float32) for side in (width, height)])
         prompts = self.prompt_encoder(self.shared_image_embedding, points, labels, size)
         return {"prompts": prompts, "last_stands_for": self.prompt_encoder.slots_of_tokens(labels, prompts.shape[2])}
 
