@@ -34,7 +34,7 @@ from efficientsam_hf.efficientnet import start_from_efficientnet
 EXAMPLES = Path(__file__).parent
 PATCH = "vision_encoder.embeddings.patch_embedding"
 # The stem's first blocks know edges and colours, and the gradients of depthwise filters are slow on a CPU.
-FROZEN = [f"{PATCH}.conv.*", f"{PATCH}.blocks.[0-4].*", f"{PATCH}.blocks.*.filter.*"]
+FROZEN = (f"{PATCH}.conv.*", f"{PATCH}.blocks.[0-4].*", f"{PATCH}.blocks.*.filter.*")
 PRETRAINING_DECODER = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3}
 COMMON = (
     "--schedule cosine --weight_decay 0.05 --hold_out 10 --flip 0.5 --color 0.3 --smallest_crop 0.4 --every_iou "
@@ -44,11 +44,12 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Stage:
-    """A fine-tuning: its side in pixels (0: the model's own), pasted and drawn masks, and how fast it learns."""
+    """A fine-tuning: its side in pixels (0: the model's own), pasted and drawn masks, and how fast it learns what."""
 
     name: str
     image_size: int
     options: str
+    frozen: tuple[str, ...] = FROZEN
 
 
 STAGES = [
@@ -61,6 +62,14 @@ STAGES = [
         0,
         "--mask_prompts --closer 0.5 --copy_paste 0.35 --masks_per_image 6 --smallest_mask 0.0003 "
         "--learning_rate 8e-4 --rounds 3",
+    ),
+    # What gave the most, and wants a GPU: --batch_size 96.
+    Stage(
+        "whole",
+        0,
+        "--mask_prompts --answer_chance 0.5 --closer 0.45 --copy_paste 0.35 --objects 0.1 --masks_per_image 8 "
+        "--smallest_mask 0.0003 --learning_rate 1e-3 --rounds 3 --ema 0.99",
+        FROZEN[:1],
     ),
 ]
 
@@ -79,7 +88,7 @@ class Arguments:
     teacher: str | None = field(default=None, metadata={"help": "of the pretraining; none: no pretraining"})
     teacher_output: str | None = field(default=None, metadata={"help": "an ONNX file's output with the features"})
     pretrain_steps: int = field(default=2000, metadata={"help": "weight updates of the pretraining"})
-    steps: list[int] = field(default_factory=lambda: [3000, 2500, 2500], metadata={"help": "of each fine-tuning"})
+    steps: list[int] = field(default_factory=lambda: [3000, 2500, 2500, 700], metadata={"help": "of each fine-tuning"})
     batch_size: int = field(default=8, metadata={"help": "pictures a weight update"})
     launch: str = field(default="--mixed_precision bf16", metadata={"help": "options of `accelerate launch`"})
     more: str = field(default="", metadata={"help": "further options of every part, such as '--workers 4'"})
@@ -100,7 +109,7 @@ def main(args: Arguments) -> None:
     for number, (stage, steps) in enumerate(zip(STAGES, args.steps, strict=True), start=1):
         options = [*shlex.split(COMMON), *shlex.split(stage.options), "--model", str(model), "--max_steps", str(steps)]
         options += ["--sources", *args.sources, "--warmup", str(steps // 20)]
-        options += ["--freeze", *FROZEN] if args.stem else []
+        options += ["--freeze", *stage.frozen] if args.stem else []
         options += ["--image_size", str(stage.image_size)] if stage.image_size else []
         model = launch(args, "finetune_sa1b.py", room / stage.name, number, options) / "model"
     print(f"checkpoint in {pack(model, room)}")

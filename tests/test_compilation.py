@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from efficientsam_hf.compilation import Compiled, compile_model, in_powers_of_two
+from efficientsam_hf.compilation import Compiled, compile_model, in_powers_of_two, reason_of
 
 
 def broken(*arguments, **options):
@@ -14,6 +14,13 @@ def broken(*arguments, **options):
         raise RuntimeError("no compiler\nand more")
 
     return compiled
+
+
+def test_the_reason_is_the_compilers_last_error():
+    quoted = "An exception occurred in a subprocess:\n\nTraceback (most recent call last):\n  File x.py, line 1\n"
+    quoted += "triton.OutOfResources: shared memory\nRuntimeError: ptxas failed\n\nSet TORCHDYNAMO_VERBOSE=1 for more"
+    assert reason_of(RuntimeError(quoted)) == "RuntimeError: ptxas failed"
+    assert reason_of(RuntimeError("")) == "RuntimeError"
 
 
 def test_failure_falls_back_with_one_warning(monkeypatch, model, pixels):

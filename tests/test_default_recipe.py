@@ -51,6 +51,7 @@ def given(tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[st
         "1",
         "1",
         "1",
+        "1",
     ]
     return [*arguments, "--batch_size", "1", "--more=--report_to none"], launched
 
@@ -63,9 +64,12 @@ def train(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_photos_to_a_checkpoint_and_no_part_twice(given, tmp_path: Path, monkeypatch):
     arguments, launched = given
     train([*arguments, "--output_dir", str(tmp_path / "run")], monkeypatch)
-    assert launched == ["pretrain_sami", "finetune_sa1b", "finetune_sa1b", "finetune_sa1b"]
+    assert launched == ["pretrain_sami", *["finetune_sa1b"] * 4]
     room = tmp_path / "run"
-    parts = ["start/model.safetensors", *(f"{name}/model/model.safetensors" for name in ("coarse", "many", "fine"))]
+    parts = [
+        "start/model.safetensors",
+        *(f"{name}/model/model.safetensors" for name in ("coarse", "many", "fine", "whole")),
+    ]
     weights = [load_file(room / part) for part in parts]
     for before, after in pairwise(weights):
         assert not all(torch.equal(before[name], after[name]) for name in before), "each part teaches something"
@@ -92,14 +96,14 @@ def test_from_photos_to_a_checkpoint_and_no_part_twice(given, tmp_path: Path, mo
     )
 
     train([*arguments, "--output_dir", str(room)], monkeypatch)
-    assert len(launched) == 4, "what is finished is not done again"
-    (room / "fine" / "model" / "config.json").unlink()
+    assert len(launched) == 5, "what is finished is not done again"
+    (room / "whole" / "model" / "config.json").unlink()
     train([*arguments, "--output_dir", str(room)], monkeypatch)
-    assert launched[4:] == ["finetune_sa1b"]
+    assert launched[5:] == ["finetune_sa1b"]
     again = load_file(room / "checkpoint" / "model.safetensors")
     assert all(torch.equal(again[name], value) for name, value in checkpoint.items())
 
 
 def test_every_part_has_its_steps(given, monkeypatch):
-    with pytest.raises(ValueError, match="--steps wants a number for each of coarse, many, fine, got 2"):
+    with pytest.raises(ValueError, match="--steps wants a number for each of coarse, many, fine, whole, got 2"):
         train([*given[0], "--output_dir", "nowhere", "--steps", "1", "1"], monkeypatch)

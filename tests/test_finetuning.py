@@ -224,6 +224,24 @@ def test_unknown_pixels_are_never_clicked(pixels, labels):
     assert (clicks == 0).any()
 
 
+def test_gradient_checkpointing_keeps_nothing_of_a_round_and_changes_nothing(pixels, labels):
+    found = []
+    for checkpointing in (False, True):
+        model = make_model(tiny_config(negative_points=True, mask_prompts=True)).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        task, kept = InteractiveSegmentation(model, PromptRecipe(rounds=3)), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+            loss = task(pixels, labels, generator())["loss"]
+        loss.backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        found.append((loss.item(), gradients, sum(kept)))
+    (loss, gradients, kept), (loss_again, gradients_again, kept_again) = found
+    assert loss == loss_again
+    assert all(torch.equal(one, again) for one, again in zip(gradients, gradients_again, strict=True))
+    assert kept_again < 0.2 * kept
+
+
 def test_padded_prompts_change_nothing(model, pixels, labels):
     # Boxes without noise need no luck, so that more prompts draw the same.
     task = InteractiveSegmentation(model, PromptRecipe(box_chance=1.0, box_noise=0.0))

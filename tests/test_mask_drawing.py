@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam_hf.mask_drawing import MaskPainter, annotate, decode_box
+from efficientsam_hf.mask_drawing import MaskPainter, annotate, decode_box, edges_in_torch, find_edges
 from efficientsam_hf.masks_efficientsam import encode_rle, masks_to_boxes, resize_masks
 
 SIZES = [(60, 90), (16, 16), (5, 7), (1, 1), (33, 8), (150, 200)]  # the last is made in several strips
@@ -56,6 +56,12 @@ def test_what_is_noted_of_a_placed_mask_is_that_of_the_whole(place, share):
         x0, y0, x1, y1 = masks_to_boxes(whole).tolist()
         wanted = {"segmentation": encode_rle(whole), "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(whole.sum())}
         assert annotate(mask, *place, size) == wanted
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_gpu_finds_the_edges_that_a_cpu_finds(share):
+    mask = torch.from_numpy(np.random.default_rng(2).random((7, 5)) < share)
+    assert edges_in_torch(mask).tolist() == find_edges(mask).tolist()
 
 
 def test_a_mask_without_pixels_has_no_area():

@@ -1,5 +1,6 @@
 """`torch.compile` for a model that answers many requests of the same shapes; without it where it does not work."""
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
@@ -54,10 +55,16 @@ class Compiled:
         except Exception as fault:
             answer = self.eager(*arguments, **inputs)  # which raises again what is the caller's fault
             self.compiled = None
-            reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
-            warnings.warn(f"torch.compile failed, going on without it: {reason}", stacklevel=2)
+            warnings.warn(f"torch.compile failed, going on without it: {reason_of(fault)}", stacklevel=2)
             return answer
         return copied(answer) if self.copies else answer
+
+
+def reason_of(fault: Exception) -> str:
+    """One line: the last one that names an error, where a compiler quotes those of its processes; or the first."""
+    lines = str(fault).strip().splitlines() or [type(fault).__name__]
+    named = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|Exception)\b[^:]*: *\S", line)]
+    return (named or lines)[-1 if named else 0]
 
 
 def copied(answer: Any) -> Any:

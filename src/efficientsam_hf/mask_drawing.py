@@ -116,16 +116,21 @@ def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[s
 def find_edges(mask: Tensor) -> np.ndarray:
     """Where runs begin and end in a mask (H', W'), column after column with a row of background before each.
 
-    So every run begins and ends in its column. From a GPU only these numbers are copied, not the mask.
+    So every run begins and ends in its column. From a GPU only these numbers are copied, not the mask; on a CPU
+    NumPy finds them ten times as fast as torch.
     """
     if mask.device.type != "cpu":
-        bounded = F.pad(F.pad(mask.T, (1, 0)).flatten(), (0, 1))
-        return (bounded[1:] != bounded[:-1]).nonzero()[:, 0].cpu().numpy()
-    # NumPy does the same ten times as fast as torch.
+        return edges_in_torch(mask).cpu().numpy()
     padded = np.zeros((mask.shape[1], mask.shape[0] + 1), dtype=bool)
     padded[:, 1:] = mask.numpy().T
     flat = np.append(padded.ravel(), False)
     return np.flatnonzero(flat[1:] != flat[:-1])
+
+
+def edges_in_torch(mask: Tensor) -> Tensor:
+    """As `find_edges`, on the mask's device."""
+    flat = F.pad(F.pad(mask.T, (1, 0)).flatten(), (0, 1))
+    return (flat[1:] != flat[:-1]).nonzero()[:, 0]
 
 
 def decode_box(rle: dict, box: list[int]) -> np.ndarray:
