@@ -99,7 +99,9 @@ def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[s
     height, width = size
     # Half the bytes are half the time, and enough for any picture below two gigapixels.
     edges: np.ndarray = find_edges(mask).astype(np.int32 if (height + 1) * width < 2**31 else np.int64)
-    columns, rows = np.divmod(edges, mask.shape[0] + 1)
+    # Divided by one number, which NumPy does several times as fast as `divmod`.
+    columns = edges // (mask.shape[0] + 1)
+    rows = edges - columns * (mask.shape[0] + 1)
     edges = (columns + left) * height + rows + top
     area, bbox = int((edges[1::2] - edges[::2]).sum(dtype=np.int64)), [0, 0, 0, 0]
     if area:
@@ -107,7 +109,8 @@ def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[s
         bbox = [x, y, int(columns[-1]) + left + 1 - x, int(rows[1::2].max()) + top - y]
     # A run that ends with its column goes on where the next one begins at once.
     joined = np.flatnonzero(edges[1:] == edges[:-1])
-    edges = np.delete(edges, np.concatenate([joined, joined + 1]))
+    if len(joined):
+        edges = np.delete(edges, np.concatenate([joined, joined + 1]))
     counts = np.diff(edges, prepend=0, append=height * width)
     text = compress_counts(counts if counts[-1] else counts[:-1])
     return {"segmentation": {"size": [height, width], "counts": text}, "bbox": bbox, "area": area}

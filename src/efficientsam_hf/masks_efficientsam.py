@@ -230,15 +230,22 @@ def compress_counts(counts: np.ndarray) -> str:
     # Half the bytes are twice the speed, and hold the runs of any picture below a gigapixel.
     rest: np.ndarray = counts.astype(np.int32 if counts.max(initial=0) < 2**30 else np.int64)
     rest[3:] -= rest[1:-2].copy()
-    characters, written = [], []
-    unfinished = np.ones(len(rest), dtype=bool)
-    while unfinished.any():
-        written.append(unfinished)
+    numbers, places, characters = np.arange(len(rest)), [], []
+    while len(rest):
         group, rest = rest & (MORE - 1), rest >> GROUP_BITS
         # The last group's highest bit is the sign, so a number ends once the rest repeats that bit for ever.
-        unfinished = unfinished & (rest != -(group >> (GROUP_BITS - 1)))
+        unfinished = rest != -(group >> (GROUP_BITS - 1))
         characters.append((group + MORE * unfinished + FIRST_CHARACTER).astype(np.uint8))
-    return np.stack(characters, axis=1)[np.stack(written, axis=1)].tobytes().decode("ascii")
+        places.append(numbers)
+        # In a mask of many runs most are short: few numbers have another group.
+        numbers, rest = numbers[unfinished], rest[unfinished]
+    first, *others = characters or [np.empty(0, dtype=np.uint8)]
+    if others:
+        # By number, and of one number in the order of its groups.
+        behind = np.concatenate(places[1:])
+        order = behind.argsort(kind="stable")
+        first = np.insert(first, behind[order] + 1, np.concatenate(others)[order])
+    return first.tobytes().decode("ascii")
 
 
 def expand_counts(text: str | bytes) -> np.ndarray:
