@@ -99,6 +99,16 @@ def test_the_last_answer_is_shown_with_the_next_click(scenes):
     assert all(shown is None for shown, _ in seen)
 
 
+@pytest.mark.parametrize("option", ["refine", "show_answer"])
+def test_a_model_without_mask_prompts_is_refused_before_it_is_asked(scenes, option):
+    pictures, masks_of = scenes
+    oracle = Oracle(masks_of)
+    oracle.mask_prompts = False
+    with pytest.raises(ValueError, match=f"takes no mask prompts, which --{option.replace('_', '-')} gives it"):
+        run(oracle, pictures, "sam", **{option: True})
+    assert not oracle.calls
+
+
 def test_no_background_click_for_a_model_that_never_learnt_them(scenes):
     pictures, masks_of = scenes
     records, _ = run(Oracle(masks_of, shift=5, background=False), pictures, "sam")

@@ -19,7 +19,7 @@ from ..processing_efficientsam import EfficientSamProcessor
 from .clicks import errors
 from .ground_truth import TrueObject, picture_hash, read_or_note, true_objects
 from .metrics import boundary_iou, iou
-from .predictor import Answer, EfficientSamPredictor, Predictor, Prompts, ask
+from .predictor import Answer, EfficientSamPredictor, Predictor, Prompts, ask, check_mask_prompts
 from .protocols import Protocol, find_protocol
 from .skips import Skips
 from .stopwatch import Stopwatch
@@ -168,9 +168,11 @@ def evaluate_picture(
         `answer` and `trust`.
 
     Raises:
-        ValueError: in strict mode, for a picture or a mask that cannot be read.
+        ValueError: in strict mode, for a picture or a mask that cannot be read; and for settings that show masks to a
+            model that takes none.
     """
     skips, watch = skips or Skips(), watch or Stopwatch()
+    check_mask_prompts(predictor, settings.refine, settings.show_answer)  # before the first click is paid for
     with watch("read"):
         photo = read_or_note(picture, skips)
         objects = true_objects(picture, (photo.height, photo.width), skips, settings.crowds) if photo else []

@@ -90,15 +90,24 @@ class Predictor(Protocol):
         """SHA-256 of the weights."""
 
 
+def check_mask_prompts(predictor: Predictor, refine: bool, show_answer: bool) -> None:
+    """Refuse to show masks to a model that cannot be shown any.
+
+    Raises:
+        ValueError: names the model and the option.
+    """
+    if (refine or show_answer) and not predictor.mask_prompts:
+        shown = "--refine" if refine else "--show-answer"
+        raise ValueError(f"{predictor.name} takes no mask prompts, which {shown} gives it")
+
+
 def ask(predictor: Predictor, embedded: Any, prompts: Prompts, refine: bool = False) -> Answer:
     """The answer to prompts; with `refine` to them and to the best masks of the first answer (Kirillov, 2023, D.4).
 
     Raises:
         ValueError: if the model cannot be shown masks.
     """
-    if (refine or prompts.masks is not None) and not predictor.mask_prompts:
-        shown = "--refine" if refine else "--show-answer"
-        raise ValueError(f"{predictor.name} takes no mask prompts, which {shown} gives it")
+    check_mask_prompts(predictor, refine, prompts.masks is not None)
     answer = predictor.decode(embedded, prompts)
     return predictor.decode(embedded, replace(prompts, masks=answer.best_logits())) if refine else answer
 
@@ -217,5 +226,6 @@ __all__ = [
     "Prompts",
     "ZoomingPredictor",
     "ask",
+    "check_mask_prompts",
     "module_hash",
 ]
