@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks_efficientsam import compress_counts, read_counts
+from .masks_efficientsam import compress_counts, read_counts, resizing_matrix
 
 # Bicubic weights of neighbouring cells add up to at most 0.445 below zero and then to 1.445 above. So a pixel can be
 # of the object only if one of the cells around it has a logit above this share of the lowest one.
@@ -33,7 +33,7 @@ class MaskPainter:
     def __init__(self, grid: tuple[int, int], size: tuple[int, int], mode: str, device: torch.device):
         self.grid, self.size = grid, size
         self.rows, self.columns = (
-            resizing_matrix(cells, length, mode).to(device) for cells, length in zip(grid, size, strict=True)
+            resizing_matrix(cells, length, mode, device) for cells, length in zip(grid, size, strict=True)
         )
 
     def boxes(self, logits: Tensor) -> list[tuple[int, int, int, int]]:
@@ -68,11 +68,6 @@ def enlarge(cells: Tensor, matrix: Tensor, first: int, last: int) -> Iterator[Te
         stop = min(start + step, last)
         near = slice(max(0, start * count // length - REACH), -(-stop * count // length) + REACH)
         yield matrix[start:stop, near] @ cells[near]
-
-
-def resizing_matrix(cells: int, length: int, mode: str) -> Tensor:
-    """What interpolation does along one axis, (length, cells)."""
-    return F.interpolate(torch.eye(cells)[None, None], (length, cells), mode=mode, align_corners=False)[0, 0]
 
 
 def extents_of(marked: Tensor) -> Tensor:

@@ -124,6 +124,12 @@ def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0)
     return (inner / outer.clamp(min=1)).float()
 
 
+def resizing_matrix(cells: int, length: int, mode: str, device: torch.device) -> Tensor:
+    """What interpolation from `cells` to `length` does along one axis, (length, cells)."""
+    alone = torch.eye(cells, device=device)[None, None]
+    return F.interpolate(alone, (length, cells), mode=mode, align_corners=False)[0, 0]
+
+
 def resize_masks(
     logits: Tensor, size: tuple[int, int], mode: str = "bicubic", threshold: float | None = None
 ) -> Tensor:

@@ -32,6 +32,7 @@ from .configuration_efficientsam import (
     EfficientSamVisionConfig,
 )
 from .loss_efficientsam import segmentation_loss
+from .masks_efficientsam import resizing_matrix
 
 # Labels of a slot. The first three are the user's; box corners get theirs inside the model.
 NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
@@ -406,16 +407,10 @@ class EfficientSamVisionEmbeddings(nn.Module):
         if (height, width) == (self.grid_size, self.grid_size):
             return table
         # Two matrix products give the same numbers as interpolating all channels, several times as fast.
-        rows, columns = (bicubic_matrix(self.grid_size, side, table.device) for side in (height, width))
+        rows, columns = (resizing_matrix(self.grid_size, side, "bicubic", table.device) for side in (height, width))
         with maybe_autocast(table.device.type, enabled=False):
             stretched = (rows @ table[0].float().flatten(1)).unflatten(1, (self.grid_size, -1))
             return (columns @ stretched)[None]
-
-
-def bicubic_matrix(cells: int, length: int, device: torch.device) -> Tensor:
-    """What bicubic interpolation from `cells` to `length` does along one axis, (length, cells)."""
-    alone = torch.eye(cells, device=device)[None, None]
-    return F.interpolate(alone, (length, cells), mode="bicubic", align_corners=False)[0, 0]
 
 
 def partition_windows(hidden_states: Tensor, size: int) -> Tensor:

@@ -127,9 +127,10 @@ def segment(
         "input_labels": one_image(labels, 2),
         "input_boxes": one_image(boxes, 2),
     }
-    pictures = {"images": [picture]} if image_embeddings is None else {"original_sizes": [list(picture.shape[-2:])]}
-    if image_embeddings is None:
-        pictures["device"] = model.device  # where it is stretched, too
+    # A picture is stretched where the model is.
+    pictures: dict[str, Any] = {"images": [picture], "device": model.device}
+    if image_embeddings is not None:
+        pictures = {"original_sizes": [list(picture.shape[-2:])]}
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes = inputs.pop("original_sizes")
     outputs = model(**inputs, image_embeddings=image_embeddings)
