@@ -363,7 +363,8 @@ def test_one_photo_with_five_masks_is_learnt_by_heart(tmp_path):
     image, labels = np.full((SIDE, SIDE, 3), 40, dtype=np.uint8), np.zeros((SIDE, SIDE), dtype=np.uint8)
     for number, centre in enumerate(((14, 14), (14, 50), (50, 14), (50, 50), (32, 32)), start=1):
         disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < 144
-        image[disc], labels[disc] = (50 * number, 255 - 50 * number, 90 + 30 * number), number
+        # Hardly brighter than the ground: plain discs the checkpoint finds well enough untaught.
+        image[disc], labels[disc] = (40 + 3 * number, 56 - 3 * number, 44 + 2 * number), number
     (tmp_path / "images").mkdir(), (tmp_path / "masks").mkdir()
     Image.fromarray(image).save(tmp_path / "images" / "one.png")
     Image.fromarray(labels).save(tmp_path / "masks" / "one.png")
@@ -384,7 +385,7 @@ def test_one_photo_with_five_masks_is_learnt_by_heart(tmp_path):
             task.train()
             if min(after.values()) >= 0.95:
                 break
-    assert min(before.values()) < 0.9, before
+    assert min(before.values()) < 0.85, before
     assert min(after.values()) >= 0.95, after
 
 

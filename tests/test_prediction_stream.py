@@ -6,6 +6,7 @@ from conftest import make_model, tiny_config
 from PIL import Image
 
 from efficientsam_hf import EfficientSamProcessor, SegmentationStream, segment
+from efficientsam_hf.prediction_stream import pinned
 
 
 @pytest.fixture
@@ -82,3 +83,14 @@ def test_labels_of_one_picture_do_not_change_another(photo):
     for (picture, prompts), answer in zip(requests, stream(requests), strict=True):
         alone = segment(model, stream.processor, picture, **prompts)
         assert torch.allclose(answer.scores, alone.scores, atol=1e-5)
+
+
+def test_a_grey_picture_can_be_copied_through_pinned_memory(monkeypatch):
+    # Pinning, which wants a GPU, copies into memory of the same strides; three views of one channel cannot be written.
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda grey: torch.empty_strided(grey.shape, grey.stride()).copy_(grey)
+    )
+    grey = torch.rand(1, 4, 5).expand(3, -1, -1)
+    with pytest.raises(RuntimeError, match="more than one element"):
+        grey.pin_memory()
+    assert torch.equal(pinned(grey), grey)
