@@ -63,7 +63,7 @@ STAGES = [
         "--mask_prompts --closer 0.5 --copy_paste 0.35 --masks_per_image 6 --smallest_mask 0.0003 "
         "--learning_rate 8e-4 --rounds 3",
     ),
-    # What gave the most, and wants a GPU: --batch_size 96.
+    # As the bundled checkpoint had it on a GPU, with --batch_size 96.
     Stage(
         "whole",
         0,
