@@ -36,6 +36,7 @@ from efficientsam_hf import (
     SegmentationStream,
     compile_model,
     load_checkpoint,
+    record_model,
     segment,
 )
 from efficientsam_hf.evaluation.peers import Sam2Predictor, SamPredictor
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--pixels", action="store_true", help="encoder and decoder alone, without files")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--mode", help="of torch.compile; reduce-overhead records CUDA graphs")
+    parser.add_argument("--record", action="store_true", help="CUDA graphs of the whole model")
     parser.add_argument("--peers", nargs="*", default=[], choices=list(PEERS))
     parser.add_argument("--peer_batches", type=int, nargs="+", default=[1], help="with --pixels")
     args = parser.parse_args()
@@ -149,6 +151,8 @@ def main() -> None:
     model = model.to(args.device, dtype)
     if args.compile:
         compile_model(model, args.mode)
+    if args.record:
+        record_model(model)
     rows = list(ways_on_pixels(args, model) if args.pixels else ways(args, model, processor))
     times: dict[str, list[float]] = {name: [] for name, _, _ in rows}
     for _, run, _ in rows:

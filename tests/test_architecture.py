@@ -28,6 +28,8 @@ FLOORS = [
         "pictures_efficientsam",
         "prompts_efficientsam",
         "written_files",
+        "cpu_threads",
+        "cuda_graphs",
         "mask_settings",
         "networks",
     },

@@ -243,6 +243,21 @@ def test_the_size_of_batches_changes_nothing(tiny, batch):
     )
 
 
+@pytest.mark.parametrize("strategy", ["grid", "adaptive"])
+@pytest.mark.parametrize("batch", [None, 2, 5])
+def test_the_number_of_threads_changes_nothing(tiny, batch, strategy):
+    photo, threads = make_photo(), torch.get_num_threads()
+    options = {"points_per_side": 6, **EVERYTHING, "strategy": strategy, "points_per_batch": batch}
+    try:
+        torch.set_num_threads(1)
+        wanted = segment_everything(*tiny, photo, **options)
+        torch.set_num_threads(3)
+        same_records(segment_everything(*tiny, photo, **options), wanted)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("bytes_kept", [0, 5 * 4 * 16 * 16])
 def test_masks_drawn_once_more_are_the_kept_ones(tiny, bytes_kept, monkeypatch):
     photo, options = make_photo(), {"points_per_side": 6, **EVERYTHING}
@@ -310,6 +325,7 @@ def test_exact_and_quick_decisions_mostly_agree(tiny):
 
 
 def test_out_of_memory_halves_the_batch(tiny, monkeypatch):
+    monkeypatch.setattr("efficientsam_hf.mask_search.MOST_THREADS", 1)
     model, processor = tiny
     options = {"points_per_side": 4, **EVERYTHING}
     wanted = segment_everything(model, processor, make_photo(), **options)
@@ -326,6 +342,7 @@ def test_out_of_memory_halves_the_batch(tiny, monkeypatch):
 
 
 def test_one_click_that_does_not_fit_is_an_error(tiny, monkeypatch):
+    monkeypatch.setattr("efficientsam_hf.mask_search.MOST_THREADS", 1)
     model, processor = tiny
 
     def no_memory(*_, **__):
@@ -525,6 +542,7 @@ def test_a_prompt_takes_no_more_than_the_decoder_says(monkeypatch):
 def test_twelve_megapixels_fit_an_accelerator_of_eight_gigabytes(monkeypatch):
     """All tensors there are at one time, of EfficientSAM-Ti and a budget as on an accelerator: below 4 GiB."""
     monkeypatch.setattr("efficientsam_hf.mask_search.CPU_DECODER_BYTES", DECODER_BYTES)
+    monkeypatch.setattr("efficientsam_hf.mask_search.MOST_THREADS", 1)
     monkeypatch.setattr("efficientsam_hf.modeling_efficientsam.DRAWN_CELLS", 10**9)
     model = make_model(EfficientSamConfig(vision_config=VARIANTS["tiny"]))
     processor = EfficientSamProcessor.from_model_config(model.config)

@@ -24,6 +24,7 @@ from .configuration_efficientsam import (
     EfficientSamVisionConfig,
 )
 from .configuration_efficientsam_sami import MAE_BASELINE, EfficientSamSamiConfig, EfficientSamSamiDecoderConfig
+from .cuda_graphs import record_model
 from .exported.model import ExportedEfficientSam
 from .hub import default_checkpoint, load_checkpoint, push_to_hub, save_for_hub
 from .image_processing_efficientsam import EfficientSamImageProcessor
@@ -112,6 +113,7 @@ __all__ = [
     "load_checkpoint",
     "push_to_hub",
     "read_photo",
+    "record_model",
     "save_for_hub",
     "segment",
     "segment_everything",

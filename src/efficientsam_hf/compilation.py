@@ -3,13 +3,13 @@
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cuda_graphs import copied
 from .modeling_efficientsam import EfficientSamModel, EfficientSamPreparedImage, EfficientSamPromptedImage
 
 # Modes of torch.compile that record CUDA graphs, whose answers the next call writes over.
@@ -65,16 +65,6 @@ def reason_of(fault: Exception) -> str:
     lines = str(fault).strip().splitlines() or [type(fault).__name__]
     named = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|Exception)\b[^:]*: *\S", line)]
     return (named or lines)[-1 if named else 0]
-
-
-def copied(answer: Any) -> Any:
-    """A copy of a tensor, or of those in a list, a tuple, a dataclass or an output of transformers."""
-    if isinstance(answer, Tensor):
-        return answer.clone()
-    if isinstance(answer, list | tuple):
-        return type(answer)(copied(part) for part in answer)
-    parts = {field.name: getattr(answer, field.name) for field in fields(answer)}
-    return type(answer)(**{name: copied(part) for name, part in parts.items() if part is not None})
 
 
 def in_powers_of_two(look: Callable) -> Callable:

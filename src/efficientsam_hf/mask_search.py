@@ -5,12 +5,13 @@ H x W the crop, Q clicks, M masks a click, N masks found so far, h x w the embed
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .cpu_threads import map_on_threads
 from .mask_drawing import MaskPainter, annotate
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import (
@@ -30,7 +31,8 @@ FULL_SIZE_BYTES = 2**27  # masks of full size that exist at one time
 KEPT_BYTES = 2**28  # logits of candidates that wait for their suppression; what is beyond is drawn once more
 DRAWN_CLICKS = 4  # whose masks a CPU draws at one time
 DECODER_BYTES = 2**30  # what the decoder may take of an accelerator at one time
-CPU_DECODER_BYTES = 3 * 2**26  # what it may take of the main memory, where larger batches leave the cache
+CPU_DECODER_BYTES = 3 * 2**26  # what each thread's may take of the main memory; larger batches leave the cache
+MOST_THREADS = 4  # that decode at one time, which bounds what they take together
 
 
 @dataclass
@@ -86,9 +88,13 @@ class Crop:
         masks_grid = (4 * self.grid[0], 4 * self.grid[1])
         self.painter = MaskPainter(masks_grid, self.size, mode, self.embeddings.device)
         one = self.model.mask_decoder.bytes_per_prompt(self.grid[0] * self.grid[1])
-        budget = CPU_DECODER_BYTES if self.embeddings.device.type == "cpu" else DECODER_BYTES
+        on_cpu, asked = self.embeddings.device.type == "cpu", self.settings.points_per_batch
+        # The runtime of an exported model has threads of its own.
+        own = min(MOST_THREADS, torch.get_num_threads(), asked or MOST_THREADS)
+        self.threads = own if on_cpu and isinstance(self.model, nn.Module) else 1
         self.prepared = self.model.mask_decoder.prepare(**self.model.get_image_inputs(self.embeddings))
-        self.points_per_batch = self.settings.points_per_batch or max(1, budget // one)
+        by_memory = (CPU_DECODER_BYTES if on_cpu else DECODER_BYTES) // one
+        self.points_per_batch = asked // self.threads if asked else max(1, by_memory)
         self.kept: list[Tensor] = []
 
     def search(self, side: int) -> Candidates:
@@ -103,21 +109,28 @@ class Crop:
     def ask(self, points: Tensor, covered: Tensor | None = None) -> Candidates:
         """What is left of the masks of these clicks (Q, 2); their pixels are noted in `covered` (4h, 4w), if given."""
         parts = []
-        for _, (clicks, tokens, scores, masks) in self.in_batches(self.draw_trusted, points):
-            stability, boxes = self.judge(masks)
-            left, top, right, bottom = self.box
-            placed = boxes + torch.tensor([left, top, left, top])
-            keep = boxes[:, 2] > boxes[:, 0]
-            keep &= ~cut_off_by_crop(placed, [left, top, right, bottom], *self.picture_size)
-            if self.settings.stability_score_thresh > 0:
-                keep &= stability > self.settings.stability_score_thresh
-            masks = masks[keep.to(masks.device)]
-            parts.append(
-                Candidates(clicks[keep], tokens[keep], scores[keep], stability[keep], boxes[keep], self.keep(masks))
-            )
-            if covered is not None:
-                covered |= smallest_of_each_click(masks >= 0, parts[-1].points).any(0).cpu()
+        with map_on_threads(self.threads) as mapped:
+            size = min(self.points_per_batch, -(-len(points) // self.threads)) or 1
+            several = self.threads > 1
+            results = mapped(self.find, points.split(size)) if several else self.in_batches(self.find, points)
+            for found, masks in results:
+                parts.append(replace(found, kept=self.keep(masks)))
+                if covered is not None:
+                    covered |= smallest_of_each_click(masks >= 0, found.points).any(0).cpu()
         return Candidates.join(parts)
+
+    def find(self, points: Tensor) -> tuple[Candidates, Tensor]:
+        """Clicks (Q, 2) -> what is left of their masks, and its logits (N, 4h, 4w)."""
+        clicks, tokens, scores, masks = self.draw_trusted(points)
+        stability, boxes = self.judge(masks)
+        left, top, right, bottom = self.box
+        placed = boxes + torch.tensor([left, top, left, top])
+        keep = boxes[:, 2] > boxes[:, 0]
+        keep &= ~cut_off_by_crop(placed, [left, top, right, bottom], *self.picture_size)
+        if self.settings.stability_score_thresh > 0:
+            keep &= stability > self.settings.stability_score_thresh
+        found = Candidates(clicks[keep], tokens[keep], scores[keep], stability[keep], boxes[keep])
+        return found, masks[keep.to(masks.device)]
 
     def keep(self, masks: Tensor) -> Tensor:
         """Places (N,) in `kept` of logits (N, 4h, 4w), as far as there is room; -1 of the others."""
@@ -197,17 +210,17 @@ class Crop:
     def logits(self, found: Candidates) -> Iterator[tuple[int, Tensor, tuple[int, int, int, int]]]:
         """Each row of the candidates with its logits (4h, 4w), kept or drawn once more, and where they reach."""
 
-        def find(rows: Tensor) -> Tensor:
+        def fetch(rows: Tensor) -> tuple[list[int], Tensor]:
             places, lost = found.kept[rows].tolist(), rows[found.kept[rows] < 0]
             drawn: Iterator[Tensor] = iter(())
             if len(lost):
                 clicks = torch.arange(len(lost), device=self.embeddings.device)
                 masks = self.draw(*self.look(found.points[lost]), clicks)
                 drawn = iter(masks[clicks, found.tokens[lost].to(clicks.device)])
-            return torch.stack([next(drawn) if place < 0 else self.kept[place] for place in places])
+            return rows.tolist(), torch.stack([next(drawn) if place < 0 else self.kept[place] for place in places])
 
-        for rows, masks in self.in_batches(find, torch.arange(len(found))):
-            yield from zip(rows.tolist(), masks, self.painter.boxes(masks), strict=True)
+        for rows, masks in self.in_batches(fetch, torch.arange(len(found))):
+            yield from zip(rows, masks, self.painter.boxes(masks), strict=True)
 
     def draw_trusted(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Decode clicks (Q, 2), and draw what the model trusts.
@@ -248,8 +261,8 @@ class Crop:
             masks.append(decoder.draw_masks(answers, own, self.prepared, chosen)[0].float())
         return torch.cat(masks)
 
-    def in_batches(self, work: Callable[[Tensor], Any], rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
-        """Do `work` on as many rows at one time as memory allows; gives each batch of rows with its result."""
+    def in_batches(self, work: Callable[[Tensor], Any], rows: Tensor) -> Iterator[Any]:
+        """Do `work` on as many rows at one time as memory allows; gives each batch's result."""
         start = 0
         while start < len(rows):
             batch = rows[start : start + self.points_per_batch]
@@ -261,7 +274,7 @@ class Crop:
                 self.points_per_batch //= 2
                 warnings.warn(f"out of memory: trying {self.points_per_batch} clicks at a time", stacklevel=2)
                 continue
-            yield batch, result
+            yield result
             start += len(batch)
 
 

@@ -21,8 +21,7 @@ class MaskGenerationSettings:
     Args:
         points_per_side: Clicks along each side of the picture.
         points_per_batch: Clicks decoded at one time, halved when the accelerator's memory does not suffice; None takes
-            as many as a gigabyte of an accelerator holds, or a quarter of that
-            on a CPU.
+            as many as a gigabyte of an accelerator holds, or on a CPU 192 megabytes for each of up to four threads.
         pred_iou_thresh: Masks whose predicted IoU is not above are dropped, 0 to 1; 0 keeps all.
         stability_score_thresh: Masks whose stability is not above are dropped, 0 to 1; 0 keeps all.
         stability_score_offset: How far the threshold of the logits moves for the stability score.

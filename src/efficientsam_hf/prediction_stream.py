@@ -3,9 +3,8 @@
 B pictures a batch, Q objects a picture, M masks an object, H x W a picture.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cpu_threads import in_order
 from .pictures_efficientsam import read_picture
 from .prediction import Segmentation, best_first, one_image
 from .processing_efficientsam import EfficientSamProcessor
@@ -147,18 +147,3 @@ def gather(batch: list[tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:
         "input_labels": labels,
         "input_boxes": [asked["boxes"] for asked in prompts],
     }
-
-
-def in_order(pool: ThreadPoolExecutor, work: Callable, items: Iterable, ahead: int) -> Iterator:
-    """The results of `work` on each item, in order, with so many items being worked on ahead."""
-    pending: deque[Future] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
