@@ -9,7 +9,7 @@ With converted weights the numbers are those of the authors' implementation (git
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -371,6 +371,17 @@ class EfficientSamConvolutionalStem(nn.Module):
         return self.projection(hidden_states), details
 
 
+class EfficientSamPatchConv2d(nn.Conv2d):
+    """Patches next to each other, so that one matrix product does it; its channels lie side by side in memory."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, h, w)."""
+        height, width = self.kernel_size
+        rows = pixel_values.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        patches = rows.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 class EfficientSamVisionEmbeddings(nn.Module):
     """Patches, or a convolutional stem's features, and their positions; with a stem perhaps details, too."""
 
@@ -381,7 +392,7 @@ class EfficientSamVisionEmbeddings(nn.Module):
         self.patch_embedding = (
             EfficientSamConvolutionalStem(config)
             if config.stem_stages
-            else nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
+            else EfficientSamPatchConv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
         )
         # The first row is a class token's from pretraining, which the encoder does not use.
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, config.hidden_size))
@@ -689,9 +700,9 @@ class EfficientSamPromptedImage:
             self.factor[:, prompts], self.weights[:, prompts], [values[:, prompts] for values in self.values]
         )
 
-    def rows(self, terms: EfficientSamImageTerms) -> Tensor:
+    def rows(self, bases: list[Tensor]) -> Tensor:
         """The vectors that the weights weigh, (B, Q, R, N)."""
-        parts = [(values @ basis).flatten(2, 3) for values, basis in zip(self.values, terms.bases, strict=True)]
+        parts = [(values @ basis).flatten(2, 3) for values, basis in zip(self.values, bases, strict=True)]
         return torch.cat(parts, dim=2)
 
     def written_out(self, terms: EfficientSamImageTerms, less: EfficientSamImageTerms | None = None) -> Tensor:
@@ -699,10 +710,10 @@ class EfficientSamPromptedImage:
         weights, factor, shift = self.weights * self.factor, self.factor.transpose(2, 3), terms.shift
         if less is not None:
             mean = torch.addcmul(less.shift, factor, less.common[:, None]).mean((2, 3), keepdim=True)
-            mean = mean + (weights.mean(-1, keepdim=True) * self.rows(less)).sum((2, 3), keepdim=True)
+            mean = mean + (weights.mean(-1, keepdim=True) * self.rows(less.bases)).sum((2, 3), keepdim=True)
             shift = shift - mean
         shared = torch.addcmul(shift, factor, terms.common[:, None]).flatten(0, 1)
-        return add_product(shared, weights.flatten(0, 1).transpose(1, 2), self.rows(terms).flatten(0, 1))
+        return add_product(shared, weights.flatten(0, 1).transpose(1, 2), self.rows(terms.bases).flatten(0, 1))
 
 
 @dataclass
@@ -710,12 +721,14 @@ class EfficientSamProjectedCells:
     """The terms after one of an attention's projections, its heads apart.
 
     Args:
-        terms: In the projection's channels, heads * d.
-        common: (B, heads, d, S), as keys or queries, or (B, heads, S, d), as values.
+        bases: In the projection's channels, (heads, d + 1, heads * d) for each time that the image looked.
+        shift: (heads * d,).
+        common: (B, heads, d, S).
         positions: What the cells' positions add, (heads, d, S); None where they are part of `common`.
     """
 
-    terms: EfficientSamImageTerms
+    bases: list[Tensor]
+    shift: Tensor
     common: Tensor
     positions: Tensor | None = None
 
@@ -779,12 +792,18 @@ class EfficientSamDecoderAttention(nn.Module):
         self, terms: EfficientSamImageTerms, positions: Tensor, projection: nn.Linear
     ) -> EfficientSamProjectedCells:
         """Keys or queries of the cells, terms and positions (S, C) together, without the projection's bias."""
-        projected, places = terms.through(projection.weight), F.linear(positions, projection.weight)
+        projected, places = self.project_cells(terms, projection), projection.weight @ positions.t()
         if not terms.bases:
-            common = self.split_heads(projected.common + places).transpose(-2, -1).contiguous()
-            return EfficientSamProjectedCells(projected, common)
-        common = self.split_heads(projected.common).transpose(-2, -1).contiguous()
-        return EfficientSamProjectedCells(projected, common, self.split_heads(places).transpose(-2, -1).contiguous())
+            return replace(projected, common=projected.common + places.unflatten(0, (self.heads, -1)))
+        return replace(projected, positions=places.unflatten(0, (self.heads, -1)))
+
+    def project_cells(self, terms: EfficientSamImageTerms, projection: nn.Linear) -> EfficientSamProjectedCells:
+        """The cells after a projection, without its bias."""
+        weight = projection.weight
+        # With the matrix on the left heads and cells come out in the order that is wanted, and nothing is moved.
+        common = weight.expand(terms.common.shape[0], -1, -1) @ terms.common.transpose(1, 2)
+        shift, *bases = (F.linear(part, weight) for part in (terms.shift, *terms.bases))
+        return EfficientSamProjectedCells(bases, shift, common.unflatten(1, (self.heads, -1)))
 
     def score(
         self, vectors: Tensor, image: EfficientSamPromptedImage | None, cells: EfficientSamProjectedCells
@@ -796,7 +815,7 @@ class EfficientSamDecoderAttention(nn.Module):
         scores = multiply_shared(vectors, cells.common)
         if image is None or cells.positions is None:
             return scores
-        mixed = vectors @ self.split_heads(image.rows(cells.terms)).transpose(-2, -1)
+        mixed = vectors @ self.split_heads(image.rows(cells.bases)).transpose(-2, -1)
         mixed, added = (part.flatten(2, 3).flatten(0, 1) for part in (mixed, scores))
         scores = add_product(added, mixed, image.weights.flatten(0, 1)).view(scores.shape)
         return torch.addcmul(multiply_shared(vectors, cells.positions), scores, image.factor[:, :, None])
@@ -820,9 +839,7 @@ class EfficientSamTokenToImageAttention(EfficientSamDecoderAttention):
         self, terms: EfficientSamImageTerms, positions: Tensor
     ) -> tuple[EfficientSamProjectedCells, EfficientSamProjectedCells]:
         """Keys and values of the cells, once a picture."""
-        seen = terms.through(self.v_proj.weight)
-        values = EfficientSamProjectedCells(seen, self.split_heads(seen.common).contiguous())
-        return self.project_places(terms, positions, self.k_proj), values
+        return self.project_places(terms, positions, self.k_proj), self.project_cells(terms, self.v_proj)
 
     def forward(
         self,
@@ -836,13 +853,14 @@ class EfficientSamTokenToImageAttention(EfficientSamDecoderAttention):
         The keys' bias shifts all scores of a token alike, which a softmax does not see.
         """
         weights = self.weigh(self.score(self.split_heads(self.q_proj(tokens) * self.scaling), image, keys), dim=-1)
+        common = values.common.transpose(2, 3)
         if image is None:
-            looked = multiply_shared(weights, values.common)
+            looked = multiply_shared(weights, common)
         else:
             scaled = weights * image.factor[:, :, None]
             own = (scaled.flatten(2, 3) @ image.weights.transpose(2, 3)).unflatten(2, weights.shape[2:4])
-            looked = own @ self.split_heads(image.rows(values.terms)) + multiply_shared(scaled, values.common)
-        output = self.out_proj(self.join_heads(looked) + (self.v_proj.bias + values.terms.shift))
+            looked = own @ self.split_heads(image.rows(values.bases)) + multiply_shared(scaled, common)
+        output = self.out_proj(self.join_heads(looked) + (self.v_proj.bias + values.shift))
         return output, weights.flatten(0, 1)
 
 
@@ -880,7 +898,7 @@ class EfficientSamImageToTokenAttention(EfficientSamDecoderAttention):
             Weights (B, Q, heads, T, S), values (B, Q, heads, T, d + 1).
         """
         keys = self.split_heads(self.k_proj(keys) * self.scaling)
-        everywhere = (self.q_proj.bias + queries.terms.shift).unflatten(0, (self.heads, -1))
+        everywhere = (self.q_proj.bias + queries.shift).unflatten(0, (self.heads, -1))
         offsets = keys @ everywhere[..., None] + repeats[..., None, :, None]
         weights = self.weigh(self.score(keys, image, queries) + offsets, dim=-2)
         return weights, F.pad(self.split_heads(self.v_proj(values)), (0, 1), value=1.0)
