@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam_hf.mask_drawing import MaskPainter, annotate, decode_box, edges_in_torch, find_edges
-from efficientsam_hf.masks_efficientsam import encode_rle, masks_to_boxes, resize_masks
+from efficientsam_hf.mask_drawing import MaskPainter, annotate, decode_box, edges_of_columns, find_edges
+from efficientsam_hf.masks_efficientsam import decode_rle, encode_rle, masks_to_boxes, resize_masks
 
 SIZES = [(60, 90), (16, 16), (5, 7), (1, 1), (33, 8), (150, 200)]  # the last is made in several strips
 
@@ -55,18 +55,32 @@ def test_what_is_noted_of_a_placed_mask_is_that_of_the_whole(place, share):
         whole[place[0] : place[0] + 6, place[1] : place[1] + 5] = mask
         x0, y0, x1, y1 = masks_to_boxes(whole).tolist()
         wanted = {"segmentation": encode_rle(whole), "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(whole.sum())}
-        assert annotate(mask, *place, size) == wanted
+        assert annotate(find_edges(mask), len(mask), *place, size) == wanted
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_gpu_finds_the_edges_that_a_cpu_finds(share):
-    mask = torch.from_numpy(np.random.default_rng(2).random((7, 5)) < share)
-    assert edges_in_torch(mask).tolist() == find_edges(mask).tolist()
+    masks = torch.from_numpy(np.random.default_rng(2).random((4, 7, 5)) < share)
+    masks[2] = False
+    found = edges_of_columns(masks.transpose(1, 2))
+    assert [edges.tolist() for edges in found] == [find_edges(mask).tolist() for mask in masks]
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_gpu_draws_the_masks_that_a_cpu_draws(size, mode):
+    logits = torch.stack(list(kinds_of_logits().values()))
+    painter, picture = MaskPainter((16, 16), size, mode, logits.device), (size[0] + 4, size[1] + 5)
+    wanted = list(painter.annotate(logits, 3, 2, picture))
+    found = [annotate(edges, size[0], 3, 2, picture) for edges in edges_of_columns(painter.paint_columns(logits))]
+    for one, other in zip(found, wanted, strict=True):
+        assert one["area"] == pytest.approx(other["area"], abs=2 + 0.001 * other["area"])
+        assert (decode_rle(one["segmentation"]) != decode_rle(other["segmentation"])).sum() <= 2
 
 
 def test_a_mask_without_pixels_has_no_area():
     wanted = {"segmentation": encode_rle(torch.zeros(7, 6, dtype=torch.bool)), "bbox": [0, 0, 0, 0], "area": 0}
-    assert annotate(torch.zeros(3, 2, dtype=torch.bool), 1, 4, (7, 6)) == wanted
+    assert annotate(find_edges(torch.zeros(3, 2, dtype=torch.bool)), 3, 1, 4, (7, 6)) == wanted
 
 
 def test_a_box_of_run_lengths_is_cut_from_the_whole():

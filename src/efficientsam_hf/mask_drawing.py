@@ -18,6 +18,7 @@ from .masks_efficientsam import compress_counts, read_counts, resizing_matrix
 OVERSHOOT = 0.31
 REACH = 2  # cells on each side that a pixel is made of
 STRIP = 64  # pixels that are made at one time of the cells around them
+DRAWN_BYTES = 2**29  # of masks of full size that a GPU draws at one time
 
 
 class MaskPainter:
@@ -56,6 +57,24 @@ class MaskPainter:
         mask = torch.cat([strip >= 0 for strip in enlarge(higher.T, self.columns, left, right)])
         return mask.T, top, left
 
+    def annotate(self, logits: Tensor, top: int, left: int, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+        """What COCO notes of each of the masks (N, h, w), which lie at a place of a picture of `size`; see `annotate`.
+
+        A GPU draws several whole masks at one time, because it waits longer than it works; a CPU only their boxes.
+        """
+        if logits.device.type == "cpu":
+            for own, box in zip(logits, self.boxes(logits), strict=True):
+                mask, y, x = self.paint(own, box)
+                yield annotate(find_edges(mask), mask.shape[0], top + y, left + x, size)
+            return
+        for some in logits.split(max(1, DRAWN_BYTES // (8 * self.size[0] * self.size[1]))):
+            for edges in edges_of_columns(self.paint_columns(some)):
+                yield annotate(edges, self.size[0], top, left, size)
+
+    def paint_columns(self, logits: Tensor) -> Tensor:
+        """Logits (N, h, w) -> booleans of all of the size, one column after the other (N, W, H)."""
+        return self.columns @ (self.rows @ logits.float()).transpose(1, 2) >= 0
+
 
 def enlarge(cells: Tensor, matrix: Tensor, first: int, last: int) -> Iterator[Tensor]:
     """Rows `first` to `last` of matrix (length, n) @ cells (n, m), some of them at a time, at least one time.
@@ -84,8 +103,15 @@ def pixels_of(first: int, stop: int, cells: int, length: int) -> tuple[int, int]
     return max(0, (first - REACH) * length // cells - 1), min(length, -(-(stop + REACH) * length // cells) + 1)
 
 
-def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
-    """What COCO notes of a mask (H', W') that lies at a place of a picture of height and width `size`.
+def annotate(edges: np.ndarray, rows: int, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """What COCO notes of a mask that lies at a place of a picture of height and width `size`.
+
+    Args:
+        edges: Of the mask, as `find_edges` gives them.
+        rows: How many the mask has.
+        top: Its first row's place in the picture.
+        left: Its first column's.
+        size: Of the picture.
 
     Returns:
         `segmentation` (run lengths of the whole picture), `bbox` (x, y, width, height) and `area`, which is 0 for a
@@ -93,15 +119,15 @@ def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[s
     """
     height, width = size
     # Half the bytes are half the time, and enough for any picture below two gigapixels.
-    edges: np.ndarray = find_edges(mask).astype(np.int32 if (height + 1) * width < 2**31 else np.int64)
+    edges = edges.astype(np.int32 if (height + 1) * width < 2**31 else np.int64)
     # Divided by one number, which NumPy does several times as fast as `divmod`.
-    columns = edges // (mask.shape[0] + 1)
-    rows = edges - columns * (mask.shape[0] + 1)
-    edges = (columns + left) * height + rows + top
+    columns = edges // (rows + 1)
+    places = edges - columns * (rows + 1)
+    edges = (columns + left) * height + places + top
     area, bbox = int((edges[1::2] - edges[::2]).sum(dtype=np.int64)), [0, 0, 0, 0]
     if area:
-        x, y = int(columns[0]) + left, int(rows[::2].min()) + top
-        bbox = [x, y, int(columns[-1]) + left + 1 - x, int(rows[1::2].max()) + top - y]
+        x, y = int(columns[0]) + left, int(places[::2].min()) + top
+        bbox = [x, y, int(columns[-1]) + left + 1 - x, int(places[1::2].max()) + top - y]
     # A run that ends with its column goes on where the next one begins at once.
     joined = np.flatnonzero(edges[1:] == edges[:-1])
     if len(joined):
@@ -114,21 +140,22 @@ def annotate(mask: Tensor, top: int, left: int, size: tuple[int, int]) -> dict[s
 def find_edges(mask: Tensor) -> np.ndarray:
     """Where runs begin and end in a mask (H', W'), column after column with a row of background before each.
 
-    So every run begins and ends in its column. From a GPU only these numbers are copied, not the mask; on a CPU
-    NumPy finds them ten times as fast as torch.
+    So every run begins and ends in its column.
     """
-    if mask.device.type != "cpu":
-        return edges_in_torch(mask).cpu().numpy()
     padded = np.zeros((mask.shape[1], mask.shape[0] + 1), dtype=bool)
     padded[:, 1:] = mask.numpy().T
     flat = np.append(padded.ravel(), False)
     return np.flatnonzero(flat[1:] != flat[:-1])
 
 
-def edges_in_torch(mask: Tensor) -> Tensor:
-    """As `find_edges`, on the mask's device."""
-    flat = F.pad(F.pad(mask.T, (1, 0)).flatten(), (0, 1))
-    return (flat[1:] != flat[:-1]).nonzero()[:, 0]
+def edges_of_columns(masks: Tensor) -> list[np.ndarray]:
+    """The edges of masks (N, W', H') as `find_edges` gives those of one; only these numbers are copied from a GPU.
+
+    On a CPU NumPy finds them ten times as fast.
+    """
+    flat = F.pad(F.pad(masks, (1, 0)).flatten(1), (0, 1))
+    numbers, edges = (flat[:, 1:] != flat[:, :-1]).nonzero().cpu().numpy().T
+    return np.split(edges, np.searchsorted(numbers, np.arange(1, len(masks))))
 
 
 def decode_box(rle: dict, box: list[int]) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .cpu_threads import map_on_threads
-from .mask_drawing import MaskPainter, annotate
+from .mask_drawing import MaskPainter, annotate, find_edges
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import (
     boxes_at_size,
@@ -178,19 +178,9 @@ class Crop:
         left, top, right, bottom = self.box
         share = torch.tensor([right - left, bottom - top]) / self.frame
         clicks = found.points * share + torch.tensor([left, top])
-        least = self.settings.min_mask_region_area
-        records: list[dict[str, Any]] = []
-        unchanged: list[bool] = []
-        for row, logits, box in self.logits(found):
-            mask, y, x = self.painter.paint(logits, box)
-            if least and mask.any():
-                whole = torch.zeros(self.size, dtype=torch.bool)
-                whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask.cpu()
-                mask, y, x = without_small_regions(whole, least), 0, 0
-                unchanged.append(torch.equal(mask, whole))
-            annotation = annotate(mask, y + top, x + left, self.picture_size)
-            if not annotation["area"]:
-                continue
+        records, unchanged = [], []
+        for row, annotation, same in self.annotations(found):
+            unchanged.append(same)
             records.append(
                 {
                     **annotation,
@@ -207,8 +197,30 @@ class Crop:
         kept = nms(boxes, torch.tensor(unchanged).float(), self.settings.box_nms_thresh)
         return [records[index] for index in kept.tolist()]
 
-    def logits(self, found: Candidates) -> Iterator[tuple[int, Tensor, tuple[int, int, int, int]]]:
-        """Each row of the candidates with its logits (4h, 4w), kept or drawn once more, and where they reach."""
+    def annotations(self, found: Candidates) -> Iterator[tuple[int, dict[str, Any], bool]]:
+        """Of candidates with any pixels the row, what COCO notes of them, and whether no small region was changed."""
+        left, top, *_ = self.box
+        for rows, logits in self.logits(found):
+            if self.settings.min_mask_region_area:
+                noted = self.annotate_regions(logits)
+            else:
+                noted = ((own, True) for own in self.painter.annotate(logits, top, left, self.picture_size))
+            for row, (annotation, same) in zip(rows, noted, strict=True):
+                if annotation["area"]:
+                    yield row, annotation, same
+
+    def annotate_regions(self, logits: Tensor) -> Iterator[tuple[dict[str, Any], bool]]:
+        """What COCO notes of masks (N, 4h, 4w) without their small regions, and whether there were none."""
+        left, top, *_ = self.box
+        for own, box in zip(logits, self.painter.boxes(logits), strict=True):
+            mask, y, x = self.painter.paint(own, box)
+            drawn = torch.zeros(self.size, dtype=torch.bool)
+            drawn[y : y + mask.shape[0], x : x + mask.shape[1]] = mask.cpu()
+            whole = without_small_regions(drawn, self.settings.min_mask_region_area) if drawn.any() else drawn
+            yield annotate(find_edges(whole), self.size[0], top, left, self.picture_size), torch.equal(whole, drawn)
+
+    def logits(self, found: Candidates) -> Iterator[tuple[list[int], Tensor]]:
+        """Rows of the candidates with their logits (N, 4h, 4w), kept or drawn once more."""
 
         def fetch(rows: Tensor) -> tuple[list[int], Tensor]:
             places, lost = found.kept[rows].tolist(), rows[found.kept[rows] < 0]
@@ -219,8 +231,7 @@ class Crop:
                 drawn = iter(masks[clicks, found.tokens[lost].to(clicks.device)])
             return rows.tolist(), torch.stack([next(drawn) if place < 0 else self.kept[place] for place in places])
 
-        for rows, masks in self.in_batches(fetch, torch.arange(len(found))):
-            yield from zip(rows, masks, self.painter.boxes(masks), strict=True)
+        yield from self.in_batches(fetch, torch.arange(len(found)))
 
     def draw_trusted(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Decode clicks (Q, 2), and draw what the model trusts.
