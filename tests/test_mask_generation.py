@@ -538,6 +538,20 @@ def test_a_prompt_takes_no_more_than_the_decoder_says(monkeypatch):
     assert 0.3 * decoder.bytes_per_prompt(256) < each < decoder.bytes_per_prompt(256)
 
 
+def test_preparing_images_copies_no_cells_for_each_head():
+    """What two grids of 1024 cells take beyond what is kept, in copies of their cells in float32; heads are eight."""
+    model = make_model(
+        EfficientSamConfig(vision_config=tiny_config().vision_config.to_dict() | {"output_channels": 256})
+    )
+    with torch.no_grad():
+        inputs = model.get_image_inputs(torch.randn(2, 256, 32, 32))
+        with LiveBytes() as memory:
+            kept = model.mask_decoder.prepare(**inputs)
+            live = memory.live
+    assert kept.size == (32, 32)
+    assert memory.peak - live < 5 * 2 * 1024 * 256 * 4
+
+
 @pytest.mark.slow
 def test_twelve_megapixels_fit_an_accelerator_of_eight_gigabytes(monkeypatch):
     """All tensors there are at one time, of EfficientSAM-Ti and a budget as on an accelerator: below 4 GiB."""

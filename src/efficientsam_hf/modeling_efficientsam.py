@@ -914,7 +914,12 @@ class EfficientSamImageNorm(nn.LayerNorm):
         """
         with maybe_autocast(terms.common.device.type, enabled=False):
             common = terms.common.float()
-            products = [2 * basis.float() @ common.transpose(1, 2)[:, None] for basis in terms.bases]
+            # All heads at one time: each by itself would want a copy of all cells.
+            rows = [(2 * basis.float()).flatten(0, 1).expand(common.shape[0], -1, -1) for basis in terms.bases]
+            products = [
+                (own @ common.transpose(1, 2)).unflatten(1, basis.shape[:2])
+                for own, basis in zip(rows, terms.bases, strict=True)
+            ]
             return common.square().sum(-1)[:, None, None], products
 
     def add(
