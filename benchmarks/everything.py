@@ -16,7 +16,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,6 +37,8 @@ from efficientsam_hf import (
     EfficientSamProcessor,
     segment_everything,
 )
+from efficientsam_hf.cpu_threads import map_on_threads
+from efficientsam_hf.mask_search import MOST_THREADS
 from efficientsam_hf.masks_efficientsam import encode_rle, masks_to_boxes, nms, point_grid, stability_score
 
 CLOCK = time.perf_counter
@@ -213,21 +215,50 @@ def status_mebibytes(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+def decode_prepared(
+    model, embeddings: Tensor, batches: Sequence[Tensor], mapped: Callable = map
+) -> tuple[Tensor, Tensor]:
+    """Clicks (Q, 2) on a picture that is prepared but once, as in `segment_everything`."""
+    decoder, chosen = model.mask_decoder, slice(1, None)
+    prepared = decoder.prepare(**model.get_image_inputs(embeddings))
+
+    def decode(points: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, image = decoder.look(prepared, **model.get_prompt_inputs(embeddings, points[None, :, None]))
+        answers = decoder.last_look(tokens, image, prepared, [0, *decoder.numbers(chosen)])
+        masks = decoder.draw_masks(answers[:, :, 1:], image, prepared, chosen)
+        return masks[0], decoder.predict_iou(answers, chosen)[0]
+
+    masks, scores = zip(*mapped(decode, batches), strict=True)
+    return torch.cat(masks), torch.cat(scores)
+
+
 def decoder_rates(model, rounds: int, batch: int) -> None:
     """Prompts a second of the decoder alone, all masks drawn."""
     embeddings = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
-    points = (point_grid(4) * 1024).to(model.device)
+    points = (point_grid(8) * 1024).to(model.device)
+    batches = points.split(batch)
     compiled = torch.compile(model.forward)
 
     def decode(forward) -> tuple[Tensor, Tensor]:
-        output = [forward(image_embeddings=embeddings, input_points=p[None, :, None]) for p in points.split(batch)]
+        output = [forward(image_embeddings=embeddings, input_points=some[None, :, None]) for some in batches]
         return torch.cat([o.pred_masks[0] for o in output]), torch.cat([o.iou_scores[0] for o in output])
 
+    def tile() -> tuple[Tensor, Tensor]:
+        masks, scores = zip(*(plain_decode(model, embeddings, some) for some in points.split(16)), strict=True)
+        return torch.cat(masks), torch.cat(scores)
+
+    def decode_on_threads() -> tuple[Tensor, Tensor]:
+        with map_on_threads(MOST_THREADS) as mapped:
+            return decode_prepared(model, embeddings, batches, mapped)
+
     ways = {
-        "tiled": lambda: plain_decode(model, embeddings, points),
-        "shared": lambda: decode(model.forward),
-        "compiled": lambda: decode(compiled),
+        "tiled": tile,
+        "shared, prepared for each batch": lambda: decode(model.forward),
+        "the same, compiled": lambda: decode(compiled),
+        "shared, prepared once": lambda: decode_prepared(model, embeddings, batches),
     }
+    if model.device.type == "cpu":
+        ways["prepared once, a batch for each thread"] = decode_on_threads
     with torch.inference_mode():
         results = {name: way() for name, way in ways.items()}
         times: dict[str, list[float]] = {name: [] for name in ways}

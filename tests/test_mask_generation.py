@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import pipeline
 
 from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamProcessor, segment_everything
-from efficientsam_hf.mask_search import DECODER_BYTES, without_small_regions
+from efficientsam_hf.mask_drawing import without_small_regions
+from efficientsam_hf.mask_search import DECODER_BYTES
 from efficientsam_hf.mask_settings import MaskGenerationSettings
 from efficientsam_hf.masks_efficientsam import decode_rle
 

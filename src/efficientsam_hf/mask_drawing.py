@@ -158,6 +158,29 @@ def edges_of_columns(masks: Tensor) -> list[np.ndarray]:
     return np.split(edges, np.searchsorted(numbers, np.arange(1, len(masks))))
 
 
+def without_small_regions(mask: Tensor, least: int) -> Tensor:
+    """A mask (H, W) with holes of fewer than `least` pixels filled and islands of fewer removed, but for the largest.
+
+    Raises:
+        ImportError: without scipy.
+    """
+    from scipy import ndimage
+
+    neighbours = torch.ones(3, 3).numpy()
+    for fill in (True, False):
+        regions = (~mask if fill else mask).numpy()
+        labels, count = ndimage.label(regions, structure=neighbours)
+        if not count:
+            continue
+        areas = torch.from_numpy(ndimage.sum_labels(regions, labels, range(1, count + 1)))
+        small = areas < least
+        if not fill and small.all():
+            small[areas.argmax()] = False
+        turned = torch.cat([torch.tensor([False]), small])[torch.from_numpy(labels).long()]
+        mask = mask | turned if fill else mask & ~turned
+    return mask
+
+
 def decode_box(rle: dict, box: list[int]) -> np.ndarray:
     """What COCO's run lengths have in a box (x, y, width, height), without painting the rest: (height, width)."""
     (whole_height, _), (x, y, width, height) = rle["size"], box

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .cpu_threads import map_on_threads
-from .mask_drawing import MaskPainter, annotate, find_edges
+from .mask_drawing import MaskPainter, annotate, find_edges, without_small_regions
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import (
     boxes_at_size,
@@ -297,26 +297,3 @@ def smallest_of_each_click(masks: Tensor, points: Tensor) -> Tensor:
     areas = masks.sum((1, 2)).cpu()
     smallest = [int(rows[areas[rows].argmin()]) for rows in (torch.where(clicks == c)[0] for c in clicks.unique())]
     return masks[smallest]
-
-
-def without_small_regions(mask: Tensor, least: int) -> Tensor:
-    """A mask (H, W) with holes of fewer than `least` pixels filled and islands of fewer removed, but for the largest.
-
-    Raises:
-        ImportError: without scipy.
-    """
-    from scipy import ndimage
-
-    neighbours = torch.ones(3, 3).numpy()
-    for fill in (True, False):
-        regions = (~mask if fill else mask).numpy()
-        labels, count = ndimage.label(regions, structure=neighbours)
-        if not count:
-            continue
-        areas = torch.from_numpy(ndimage.sum_labels(regions, labels, range(1, count + 1)))
-        small = areas < least
-        if not fill and small.all():
-            small[areas.argmax()] = False
-        turned = torch.cat([torch.tensor([False]), small])[torch.from_numpy(labels).long()]
-        mask = mask | turned if fill else mask & ~turned
-    return mask
