@@ -1,5 +1,6 @@
 """Pieces of work on several threads: the results, the order and the number of torch's threads of one thread."""
 
+from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, get_ident
 
 import pytest
@@ -30,9 +31,13 @@ def test_pieces_are_done_at_one_time(four_threads):
 
 
 @pytest.mark.parametrize(("most", "each"), [(1, 4), (2, 2), (3, 1), (4, 1), (9, 1)])
-def test_torch_threads_are_divided_and_given_back(four_threads, most, each):
+def test_torch_threads_are_divided_among_the_pieces_alone(four_threads, most, each):
+    product = torch.ones(400, 400)
     with map_on_threads(most) as mapped:
-        assert set(mapped(lambda _: torch.get_num_threads(), range(8))) == {each}
+        assert set(mapped(lambda _: (product @ product, torch.get_num_threads())[1], range(8))) == {each}
+        assert torch.get_num_threads() == 4
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 4
     assert torch.get_num_threads() == 4
 
 
@@ -43,10 +48,8 @@ def test_one_thread_is_the_plain_map(four_threads):
 
 
 def test_a_second_caller_has_the_plain_map(four_threads):
-    with map_on_threads(2):
-        with map_on_threads(2) as mapped:
-            assert mapped is map
-        assert torch.get_num_threads() == 2
+    with map_on_threads(2), map_on_threads(2) as mapped:
+        assert mapped is map
     with map_on_threads(2) as mapped:
         assert mapped is not map
 

@@ -7,34 +7,44 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Lock
+from threading import Barrier, Lock
 from typing import Any
 
 import torch
 
-TAKEN = Lock()  # how many threads an operation has is said for the whole process, so by one at a time
+TAKEN = Lock()  # more threads than cores would wait for each other again
 
 
 @contextmanager
 def map_on_threads(most: int) -> Iterator[Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]]:
     """Give a `map` that does up to `most` pieces at one time, results in order, without gradients.
 
-    Meanwhile torch's threads (`torch.set_num_threads`) are divided among the pieces, for all of the process. With one
-    thread, and for a second caller at the same time, it is the plain `map`.
+    Torch's threads (`torch.get_num_threads`) are divided among the pieces. With one thread, and for a second caller at
+    the same time, it is the plain `map`.
     """
     threads = torch.get_num_threads()
     workers = min(most, threads)
     if workers < 2 or not TAKEN.acquire(blocking=False):
         yield map
         return
-    torch.set_num_threads(threads // workers)
-    pool = ThreadPoolExecutor(workers)
+    ready = Barrier(workers + 1)
+    pool = ThreadPoolExecutor(workers, initializer=take_share, initargs=(threads // workers, ready))
     try:
+        for _ in range(workers):
+            pool.submit(int)  # nothing, but it starts a thread
+        ready.wait()
+        torch.set_num_threads(threads)  # of threads to come; that of these stays
         yield lambda work, pieces: in_order(pool, as_here(work), pieces, 2 * workers)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
         TAKEN.release()
+
+
+def take_share(threads: int, ready: Barrier) -> None:
+    """How many threads operations of this one have."""
+    torch.get_num_threads()  # a new thread takes over the process's number when it first needs it, and so not later
+    torch.set_num_threads(threads)
+    ready.wait()
 
 
 def as_here(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
