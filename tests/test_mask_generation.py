@@ -18,7 +18,7 @@ from transformers import pipeline
 
 from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamProcessor, segment_everything
 from efficientsam_hf.mask_drawing import without_small_regions
-from efficientsam_hf.mask_search import DECODER_BYTES
+from efficientsam_hf.mask_search import DECODER_BYTES, Crop
 from efficientsam_hf.mask_settings import MaskGenerationSettings
 from efficientsam_hf.masks_efficientsam import decode_rle
 
@@ -242,6 +242,21 @@ def test_the_size_of_batches_changes_nothing(tiny, batch):
         segment_everything(*tiny, photo, points_per_batch=batch, **options),
         segment_everything(*tiny, photo, points_per_batch=36, **options),
     )
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_clicks_find_nothing(tiny, threads):
+    """As the adaptive strategy asks where everything lies on a mask."""
+    model, processor = tiny
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            embeddings = model.get_image_embeddings(torch.randn(1, 3, 64, 64))
+            crop = Crop(model, processor, embeddings, (0, 0, 80, 48), (48, 80), MaskGenerationSettings())
+            assert len(crop.ask(torch.empty(0, 2))) == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("strategy", ["grid", "adaptive"])

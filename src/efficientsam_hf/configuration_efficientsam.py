@@ -205,6 +205,8 @@ class EfficientSamConfig(PreTrainedConfig):
         mask_decoder_config: The mask decoder.
         mask_generation: Options of `segment_everything` that suit these weights, where the caller gives none.
         zoom: How close `segment` looks at an object with these weights, where the caller does not say.
+        rank_by_stability: The best of a prompt's masks is the one with the highest predicted IoU times stability; by
+            predicted IoU alone, as in the official code, if not.
 
     Raises:
         ValueError: if the three parts do not have one embedding width.
@@ -227,6 +229,7 @@ class EfficientSamConfig(PreTrainedConfig):
     mask_decoder_config: dict | PreTrainedConfig | None = None
     mask_generation: dict | None = None
     zoom: float | int | None = None
+    rank_by_stability: bool = False
 
     def __post_init__(self, **kwargs):
         for name, part in self.sub_configs.items():

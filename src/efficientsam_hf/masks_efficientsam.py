@@ -124,6 +124,14 @@ def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0)
     return (inner / outer.clamp(min=1)).float()
 
 
+def rank_masks(logits: Tensor, scores: Tensor, by_stability: bool) -> Tensor:
+    """What the best of a prompt's masks has most of: predicted IoU, or that times stability.
+
+    Logits (..., M, h, w), predicted IoU (..., M) -> (..., M), float32.
+    """
+    return scores.float() * stability_score(logits) if by_stability else scores.float()
+
+
 def resizing_matrix(cells: int, length: int, mode: str, device: torch.device) -> Tensor:
     """What interpolation from `cells` to `length` does along one axis, (length, cells)."""
     alone = torch.eye(cells, device=device)[None, None]

@@ -32,7 +32,7 @@ from .configuration_efficientsam import (
     EfficientSamVisionConfig,
 )
 from .loss_efficientsam import segmentation_loss
-from .masks_efficientsam import resizing_matrix
+from .masks_efficientsam import rank_masks, resizing_matrix
 
 # Labels of a slot. The first three are the user's; box corners get theirs inside the model.
 NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
@@ -1431,7 +1431,9 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         chosen = slice(0, 1) if single else slice(1, None)
         decoded = self.mask_decoder(**inputs, chosen=chosen, **kwargs)
         if not multimask_output and not single:
-            decoded.pred_masks, decoded.iou_scores = best_mask(decoded.pred_masks, decoded.iou_scores)
+            decoded.pred_masks, decoded.iou_scores = best_mask(
+                decoded.pred_masks, decoded.iou_scores, self.config.rank_by_stability
+            )
         return decoded
 
     def get_decoder_inputs(
@@ -1528,9 +1530,9 @@ def drop_padding(points: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Te
     return points[:, :, :slots], labels[:, :, :slots]
 
 
-def best_mask(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask with the highest predicted IoU: (B, Q, M, h, w), (B, Q, M) -> (B, Q, 1, h, w), (B, Q, 1)."""
-    best = scores.argmax(-1, keepdim=True)
+def best_mask(masks: Tensor, scores: Tensor, by_stability: bool = False) -> tuple[Tensor, Tensor]:
+    """The best mask and its predicted IoU: (B, Q, M, h, w), (B, Q, M) -> (B, Q, 1, h, w), (B, Q, 1)."""
+    best = rank_masks(masks, scores, by_stability).argmax(-1, keepdim=True)
     return masks.take_along_dim(best[..., None, None], dim=2), scores.take_along_dim(best, dim=2)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .interchange import to_supervision
-from .masks_efficientsam import encode_rle, masks_to_boxes
+from .masks_efficientsam import encode_rle, masks_to_boxes, rank_masks
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
 from .processing_efficientsam import EfficientSamProcessor
@@ -26,7 +26,7 @@ class Segmentation:
 
     Args:
         masks: (Q, M, H, W), booleans.
-        scores: Predicted IoU, (Q, M), falling along M.
+        scores: Predicted IoU, (Q, M); what is best may depend on stability as well (config, `rank_by_stability`).
         image_embeddings: (1, C, h, w), to be given to `segment` again for the next click on the same photo.
     """
 
@@ -134,7 +134,7 @@ def segment(
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes = inputs.pop("original_sizes")
     outputs = model(**inputs, image_embeddings=image_embeddings)
-    low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores)
+    low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config.rank_by_stability)
     masks, scores = processor.post_process_masks(low_resolution, sizes)[0], scores[0]
     if zoom:
 
@@ -163,10 +163,10 @@ def find_zoom(model: EfficientSamModel, zoom: float | None) -> float:
     return zoom or 0
 
 
-def best_first(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (B, Q, M, h, w) and their predicted IoU (B, Q, M), float32, in falling order along M."""
-    scores, order = scores.float().sort(dim=-1, descending=True, stable=True)
-    return masks.take_along_dim(order[..., None, None], dim=2), scores
+def best_first(masks: Tensor, scores: Tensor, by_stability: bool = False) -> tuple[Tensor, Tensor]:
+    """Masks (B, Q, M, h, w) and their predicted IoU (B, Q, M), float32, the best first; see `rank_masks`."""
+    order = rank_masks(masks, scores, by_stability).argsort(dim=-1, descending=True, stable=True)
+    return masks.take_along_dim(order[..., None, None], dim=2), scores.float().take_along_dim(order, dim=2)
 
 
 def read_photo(source: Any) -> Image.Image:

@@ -117,7 +117,7 @@ class SegmentationStream:
     @torch.inference_mode()
     def answers(self, staged: Staged, outputs: Any) -> Iterator[Segmentation]:
         """Masks at the pictures' sizes, without those of the padding."""
-        masks, scores = best_first(outputs.pred_masks, outputs.iou_scores)
+        masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config.rank_by_stability)
         for row, objects in enumerate(staged.objects):
             drawn = self.processor.post_process_masks(masks[row : row + 1, :objects], staged.sizes[row : row + 1])[0]
             yield Segmentation(drawn, scores[row, :objects], outputs.image_embeddings[row : row + 1])

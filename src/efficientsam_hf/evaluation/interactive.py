@@ -243,7 +243,7 @@ def score(
     """Note for each object the IoU of the mask that the model trusts most, and of the one nearest to the truth."""
     logits = answer.logits if settings.oracle else answer.best_logits()[:, None]
     best, count = answer.best().tolist() if settings.oracle else [0] * len(walks), logits.shape[1]
-    trusted = answer.scores.amax(-1).tolist()
+    trusted = answer.scores.take_along_dim(answer.best()[:, None], dim=1)[:, 0].tolist()
     step = max(1, FULL_SIZE_BYTES // (count * walks[0].target.mask.size))
     for start in range(0, len(walks), step):
         with watch("decode"):

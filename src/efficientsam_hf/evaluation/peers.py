@@ -54,7 +54,7 @@ class TransformersPredictor:
         if prompts.masks is None:
             return self.decode_some(embedded, prompts)
         parts = [self.decode_some(embedded, prompts[at : at + 1]) for at in range(len(prompts))]
-        return Answer(torch.cat([part.logits for part in parts]), torch.cat([part.scores for part in parts]))
+        return Answer.join(parts)
 
     def decode_some(self, embedded: Embedded, prompts: Prompts) -> Answer:
         """All prompts in one call."""

@@ -4,6 +4,7 @@ Q objects of one H x W picture, P clicks an object, M masks an object of h x w l
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..masks_efficientsam import rank_masks
 from ..modeling_efficientsam import EfficientSamModel
 from ..prediction import segment
 from ..processing_efficientsam import EfficientSamProcessor
@@ -46,14 +48,24 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Answer:
-    """Masks of Q objects: logits (Q, M, h, w) of the predictor's own grid, predicted IoU (Q, M)."""
+    """Masks of Q objects: logits (Q, M, h, w) of the predictor's own grid, predicted IoU (Q, M).
+
+    The best has the highest of `ranks` (Q, M), or of the scores without.
+    """
 
     logits: Tensor
     scores: Tensor
+    ranks: Tensor | None = None
 
     def best(self) -> Tensor:
-        """The place of the mask with the highest predicted IoU, (Q,)."""
-        return self.scores.argmax(-1)
+        """The place of the best mask, (Q,)."""
+        return (self.scores if self.ranks is None else self.ranks).argmax(-1)
+
+    @classmethod
+    def join(cls, parts: Sequence["Answer"]) -> "Answer":
+        """The answers for all objects of some of them, in order."""
+        ranks = [part.scores if part.ranks is None else part.ranks for part in parts]
+        return cls(torch.cat([p.logits for p in parts]), torch.cat([p.scores for p in parts]), torch.cat(ranks))
 
     def best_logits(self) -> Tensor:
         """(Q, h, w)."""
@@ -154,7 +166,7 @@ class EfficientSamPredictor:
         budget = DECODER_BYTES.get(device.type, ACCELERATOR_BYTES)
         step = max(1, budget // self.model.mask_decoder.bytes_per_prompt(cells))
         parts = [self.decode_some(embedded, prompts[at : at + step]) for at in range(0, len(prompts), step)]
-        return Answer(torch.cat([part.logits for part in parts]), torch.cat([part.scores for part in parts]))
+        return Answer.join(parts)
 
     def decode_some(self, embedded: Embedded, prompts: Prompts) -> Answer:
         """The answer to so few prompts that memory is no question."""
@@ -164,7 +176,8 @@ class EfficientSamPredictor:
         inputs = self.processor(original_sizes=[list(embedded.size)], **given, return_tensors="pt")
         del inputs["original_sizes"]
         outputs = self.model(**inputs.to(self.model.device), image_embeddings=embedded.features)
-        return Answer(outputs.pred_masks[0], outputs.iou_scores[0].float())
+        logits, scores = outputs.pred_masks[0], outputs.iou_scores[0].float()
+        return Answer(logits, scores, rank_masks(logits, scores, self.model.config.rank_by_stability))
 
     @torch.inference_mode()
     def at_size(self, embedded: Embedded, logits: Tensor) -> np.ndarray:
@@ -202,7 +215,8 @@ class ZoomingPredictor(EfficientSamPredictor):
             image_embeddings=embedded.features,
             zoom=self.zoom,
         )
-        return Answer(answer.masks.to(torch.int8) * 2 - 1, answer.scores)
+        places = torch.arange(answer.scores.shape[1], device=answer.scores.device)
+        return Answer(answer.masks.to(torch.int8) * 2 - 1, answer.scores, (-places).expand_as(answer.scores))
 
     def at_size(self, embedded: Embedded, logits: Tensor) -> np.ndarray:
         """See `Predictor`."""
