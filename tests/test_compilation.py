@@ -3,10 +3,21 @@
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from conftest import make_model, tiny_config
 
+from efficientsam_hf import EfficientSamProcessor, segment_everything
 from efficientsam_hf.compilation import Compiled, compile_model, in_powers_of_two, reason_of
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def broken(*arguments, **options):
@@ -80,8 +91,13 @@ def test_prompts_are_filled_up_and_cut_off(model, pixels, count, seen):
     assert counts == [seen]
 
 
+wants_compiler = pytest.mark.skipif(
+    not shutil.which("gcc") and not shutil.which("g++"), reason="torch.compile wants a C++ compiler"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("gcc") and not shutil.which("g++"), reason="torch.compile wants a C++ compiler")
+@wants_compiler
 def test_compiled_answers_are_the_same(model, pixels):
     inputs = {"pixel_values": pixels, "input_points": torch.full((2, 3, 1, 2), 30.0)}
     with torch.inference_mode():
@@ -92,3 +108,22 @@ def test_compiled_answers_are_the_same(model, pixels):
             found = model(**inputs)
     assert torch.allclose(found.pred_masks, wanted.pred_masks, atol=1e-4)
     assert torch.allclose(found.iou_scores, wanted.iou_scores, atol=1e-4)
+
+
+@pytest.mark.slow
+@wants_compiler
+def test_a_compiled_model_finds_everything_on_several_threads(two_threads):
+    model = make_model(tiny_config())
+    processor = EfficientSamProcessor.from_model_config(model.config)
+    photo = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    options = {"points_per_side": 8, "points_per_batch": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    options |= {"box_nms_thresh": 1.0}
+    wanted = segment_everything(model, processor, photo, **options)
+    compile_model(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch.compile failed")
+        found = segment_everything(model, processor, photo, **options)
+    assert len(found) == len(wanted) > 1
+    for one, other in zip(found, wanted, strict=True):
+        assert one["predicted_iou"] == pytest.approx(other["predicted_iou"], abs=1e-4)
+        assert one["point_coords"] == other["point_coords"]

@@ -177,6 +177,7 @@ def test_shared_out_weights_learn_the_same_and_go_on(inputs, run, tmp_path: Path
     environment = environment_of(FINETUNE.parent / "accelerate" / "gpu_x8_fsdp.yaml") | PLAIN
     assert environment["ACCELERATE_USE_FSDP"] == "true"
     more = ["--max_steps", "3", "--hold_out", "3", "--eval_every", "3", "--eval_pictures", "1"]
+    more += ["--mask_prompts", "--answer_chance", "0.5"]
     together, parts = "", options(inputs, tmp_path / "parts", *more)
     command = ["torchrun", "--nproc-per-node", "2", str(REPOSITORY / "tests" / "fsdp_on_cpu.py"), str(FINETUNE)]
     for stop in (["--max_minutes", "0"], []):

@@ -68,6 +68,18 @@ def test_the_last_answer_is_shown_and_rounds_without_news_repeat_the_clicks(pixe
         assert not asked["input_masks"].requires_grad
 
 
+def test_weights_of_mask_prompts_have_a_gradient_in_steps_without_them(pixels, labels):  # noqa: F811
+    """Each process draws for itself whether answers are shown, and FSDP wants gradients of the same weights from all."""
+    task, norms = InteractiveSegmentation(able_model(), PromptRecipe(rounds=2, answer_chance=0.5)), []
+    for seed in range(8):
+        task.zero_grad()
+        task(pixels, labels, generator(seed))["loss"].backward()
+        gradients = [weight.grad for weight in task.model.prompt_encoder.mask_embedding.parameters()]
+        assert all(gradient is not None for gradient in gradients)
+        norms.append(sum(float(gradient.abs().sum()) for gradient in gradients))
+    assert min(norms) == 0 < max(norms)
+
+
 @pytest.mark.parametrize("mask_rounds", [0, 1])
 def test_the_last_answer_is_shown_in_some_steps_and_where_nothing_else_is(mask_rounds, pixels, labels):  # noqa: F811
     recipe = PromptRecipe(rounds=2, mask_rounds=mask_rounds, answer_chance=0.5)
