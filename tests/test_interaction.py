@@ -1,6 +1,7 @@
 """Pointing at a photo: what is shown and taken away is what `segment` answers, and what fails changes nothing."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,49 @@ def test_clicks_and_boxes_are_asked_together(session, parts, photo):
     wanted = segment(*parts, photo, points=[[[24, 24], [60, 12]]], labels=[[1, 0]], boxes=[[20, 12, 72, 36]])
     assert torch.equal(session.answer.masks, wanted.masks)
     assert session.scores == wanted.scores[0].tolist()
+
+
+@pytest.fixture(scope="module")
+def taught():
+    """A model that can be shown masks."""
+    model = make_model(tiny_config(negative_points=True, mask_prompts=True))
+    return model, EfficientSamProcessor.from_model_config(model.config)
+
+
+def test_the_chosen_mask_is_shown_with_the_next_click(session, taught, photo):
+    session.click(*taught, 0.3, 0.5, 1)
+    session.choice = 1
+    mask = session.answer.masks[0, 1]
+    assert 0 < mask.float().mean() < 1
+    session.click(*taught, 0.75, 0.25, 0)
+    wanted = segment(*taught, photo, points=[[24, 24], [60, 12]], labels=[1, 0], masks=mask)
+    assert torch.equal(session.answer.masks, wanted.masks)
+    without = segment(*taught, photo, points=[[24, 24], [60, 12]], labels=[1, 0])
+    assert not torch.equal(session.answer.scores, without.scores)
+
+
+def test_undo_gives_back_what_was_answered_to_a_mask(session, taught):
+    for place in (0.2, 0.5, 0.8):
+        session.click(*taught, place, 0.5, 1)
+        if place < 0.8:
+            before = session.answer
+    session.undo(*taught)
+    assert torch.equal(session.answer.masks, before.masks)
+    assert torch.equal(session.answer.scores, before.scores)
+
+
+def test_no_mask_is_shown_with_a_box_of_everything_or_where_there_is_none(session, taught, photo):
+    session.click(*taught, 0.3, 0.5, 1)
+    session.click(*taught, 0.4, 0.5, 1)
+    assert session.prompt.mask is not None
+    session.drag(*taught, (0.25, 0.25, 0.9, 0.75))
+    assert session.prompt.mask is None
+    session.find_everything(*taught, **LOOSE)
+    session.click(*taught, 0.3, 0.5, 1)
+    assert session.prompt.mask is None
+    session.answer = replace(session.answer, masks=torch.zeros_like(session.answer.masks))
+    session.click(*taught, 0.4, 0.5, 1)
+    assert session.prompt.mask is None
 
 
 def test_a_photo_is_encoded_once(session, parts, monkeypatch):

@@ -92,6 +92,67 @@ def test_labels_that_the_weights_never_learnt(processor, model, photo):
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Going on from what was found
+
+
+@pytest.fixture
+def taught() -> tuple:
+    model = make_model(tiny_config(mask_prompts=True))
+    return model, EfficientSamProcessor.from_model_config(model.config)
+
+
+def test_a_mask_is_shown_with_the_next_click(taught, photo):
+    model, processor = taught
+    clicks, mask = [[24, 20], [60, 35]], torch.zeros(48, 80, dtype=torch.bool)
+    mask[10:30, 20:50] = True
+    found = segment(model, processor, photo, points=clicks, masks=mask)
+    inputs = processor(photo, input_points=[[clicks]], input_masks=mask[None, None])
+    sizes = inputs.pop("original_sizes")
+    outputs = model(**inputs)
+    best = int(outputs.iou_scores[0, 0].argmax())
+    assert torch.equal(found.masks[0, 0], processor.post_process_masks(outputs.pred_masks, sizes)[0][0, best])
+    assert not torch.equal(found.scores, segment(model, processor, photo, points=clicks).scores)
+    for same in (mask.numpy(), mask[None], mask.numpy().astype(np.uint8) * 255):
+        assert torch.equal(segment(model, processor, photo, points=clicks, masks=same).masks, found.masks)
+
+
+def test_each_object_has_a_mask_of_its_own(taught, photo):
+    before = segment(*taught, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
+    points, masks = [[[24, 20]], [[60, 35]]], before.masks[:, 0]
+    both = segment(*taught, photo, points=points, masks=masks)
+    for row in range(2):
+        alone = segment(*taught, photo, points=points[row], masks=masks[row])
+        torch.testing.assert_close(both.scores[row], alone.scores[0])
+
+
+def test_a_mask_alone_can_be_gone_on_from(taught, photo):
+    first = segment(*taught, photo, points=[[24, 20]])
+    assert segment(*taught, photo, masks=first.masks[:, 0]).masks.shape == (1, 3, 48, 80)
+
+
+MISFITS = {
+    "logits": (torch.zeros(48, 80), "found a mask of torch.float32, wanted booleans"),
+    "another size": (
+        np.zeros((80, 48), bool),
+        r"masks wants booleans of the photo's size \(48, 80\), .* \(1, 80, 48\)",
+    ),
+    "all candidates": (np.zeros((1, 3, 48, 80), bool), r"one an object, found \(1, 3, 48, 80\)"),
+    "one too many": (np.zeros((2, 48, 80), bool), r"\(images, objects, h, w\) = \(1, 1\), found \[\(2, 48, 80\)\]"),
+}
+
+
+@pytest.mark.parametrize(("masks", "message"), MISFITS.values(), ids=MISFITS)
+def test_a_mask_that_does_not_fit_is_refused(taught, photo, masks, message):
+    with pytest.raises(ValueError, match=message):
+        segment(*taught, photo, points=[[24, 20]], masks=masks)
+
+
+def test_weights_that_never_learnt_masks_refuse_them(model, processor, photo):
+    with pytest.raises(ValueError, match="never learnt mask prompts"):
+        segment(model, processor, photo, points=[[24, 20]], masks=np.ones((48, 80), bool))
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # In a notebook
 
 

@@ -259,6 +259,22 @@ def test_a_mask_alone_is_a_prompt_where_it_was_trained():
     assert batch.input_labels.tolist() == [[[1], [-1]]]
 
 
+@pytest.mark.parametrize("size", [(48, 80), (32, 32), (10, 6)])
+def test_masks_of_any_size_become_logits_by_the_share_of_a_cell(size):
+    """The left half, all of the picture, and nothing; where an edge goes through a cell, something between."""
+    masks = torch.zeros(1, 3, *size, dtype=torch.bool)
+    masks[0, 0, :, : size[1] // 2], masks[0, 1] = True, True
+    processor = make_processor(mask_prompts=True)
+    found = processor(original_sizes=SIZES, input_masks=masks).input_masks
+    assert found.shape == (1, 3, SIDE // 4, SIDE // 4)
+    assert found.dtype == torch.float32
+    assert (found[0, 0, :, : SIDE // 8 - 1] == 3).all()
+    assert (found[0, 0, :, SIDE // 8 + 1 :] == -3).all()
+    assert (found[0, 0].diff(dim=1) <= 0).all()
+    assert (found[0, 1] == 3).all()
+    assert (found[0, 2] == -3).all()
+
+
 def test_six_slots_are_the_limit_and_padding_takes_none(processor):
     box, six = [1, 1, 9, 9], [[1, 2]] * 6
     assert processor(original_sizes=SIZES, input_points=[[six]]).input_labels.sum() == 6

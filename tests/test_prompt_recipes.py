@@ -69,7 +69,7 @@ def test_the_last_answer_is_shown_and_rounds_without_news_repeat_the_clicks(pixe
 
 
 def test_weights_of_mask_prompts_have_a_gradient_in_steps_without_them(pixels, labels):  # noqa: F811
-    """Each process draws for itself whether answers are shown, and FSDP wants gradients of the same weights from all."""
+    """Each process draws whether it shows answers, and FSDP wants gradients of the same weights from all."""
     task, norms = InteractiveSegmentation(able_model(), PromptRecipe(rounds=2, answer_chance=0.5)), []
     for seed in range(8):
         task.zero_grad()

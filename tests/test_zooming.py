@@ -19,7 +19,7 @@ SIZE = (100, 200)
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model(tiny_config(negative_points=True))
+    return make_model(tiny_config(negative_points=True, mask_prompts=True))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,21 @@ def test_the_region_is_the_box_or_else_the_first_mask_with_the_clicks_on_the_obj
     assert Pointed([[60, 25], [199, 99]], [1, 0]).region(mask) == [40, 20, 61, 30]
     assert Pointed([[60, 25]], [1], [10, 10, 20, 20]).region(mask) == [10, 10, 61, 26]
     assert Pointed([[60, 25]], [0]).region(~mask & mask) is None
+
+
+def test_a_mask_that_is_given_says_where_to_look_and_goes_with_the_window():
+    answer, mask = torch.zeros(2, *SIZE, dtype=torch.bool)
+    mask[20:30, 40:50], answer[80:90, 180:190] = True, True
+    pointed = Pointed([[60, 25], [199, 99]], [1, 0], mask=mask)
+    window = pointed.window(answer, 2.0)
+    assert window == window_around([40, 20, 61, 30], SIZE, 2.0)
+    left, top, right, bottom = window
+    assert torch.equal(pointed.inside(window).mask, mask[top:bottom, left:right])
+    # A mask that fills the picture, and one of nothing, say nothing of where.
+    assert Pointed([[185, 85]], [1], mask=~mask).window(answer, 2.0) == window_around([180, 80, 190, 90], SIZE, 2.0)
+    assert Pointed([[60, 25]], [1], mask=mask & ~mask).window(answer, 2.0) == window_around(
+        [60, 25, 61, 26], SIZE, 2.0
+    )
 
 
 def test_only_what_a_window_shows_larger_is_asked_again():
@@ -123,6 +138,36 @@ def test_prompts_may_be_arrays_and_tuples(model, processor, photo, points):
     assert torch.equal(segment(model, processor, photo, points=points, zoom=2.0).masks, wanted.masks)
 
 
+def test_a_mask_is_looked_at_closely_at_once(model, processor, photo):
+    """On the window around it, wherever the answer to the clicks alone would be."""
+    mask = torch.zeros(SIZE, dtype=torch.bool)
+    mask[30:60, 120:150] = True
+    left, top, right, bottom = window_around([120, 30, 150, 60], SIZE, 2.0)
+    found = segment(model, processor, photo, points=[[130, 40]], masks=mask, zoom=2.0)
+    crop, part = photo.crop((left, top, right, bottom)), mask[top:bottom, left:right]
+    wanted = segment(model, processor, crop, points=[[130 - left, 40 - top]], masks=part)
+    assert torch.equal(found.masks[0, :, top:bottom, left:right], wanted.masks[0])
+    assert found.masks.sum() == wanted.masks.sum()
+    assert torch.equal(found.scores, wanted.scores)
+    alone = segment(model, processor, photo, masks=mask, zoom=2.0)
+    assert torch.equal(alone.scores, segment(model, processor, crop, masks=part).scores)
+
+
+def test_where_there_is_nothing_to_look_at_closely_the_clicks_are_asked_alone(model, processor, photo):
+    """But a mask without clicks is shown, having nothing else."""
+    everywhere = torch.ones(SIZE, dtype=torch.bool)
+    plain = segment(model, processor, photo, points=[[130, 40]])
+    window = Pointed([[130, 40]], [1]).window(plain.masks[0, 0], 1.0)
+    assert window is None, "the answer fills the picture"
+    assert torch.equal(
+        segment(model, processor, photo, points=[[130, 40]], masks=everywhere, zoom=1.0).scores, plain.scores
+    )
+    shown = segment(model, processor, photo, masks=everywhere, zoom=1.0)
+    assert torch.equal(shown.scores, segment(model, processor, photo, masks=everywhere).scores)
+    both = segment(model, processor, photo, [[[130, 40]], None], masks=torch.stack([everywhere] * 2), zoom=1.0)
+    torch.testing.assert_close(both.scores[1], shown.scores[0])
+
+
 @pytest.mark.parametrize("zoom", [0.5, -1, float("nan"), float("inf"), "2", [2]])
 def test_a_zoom_that_shrinks_is_refused(model, processor, photo, zoom):
     with pytest.raises(ValueError, match="zoom wants 0 or a number from 1 on"):
@@ -145,7 +190,10 @@ def test_what_is_evaluated_is_what_segment_answers(model, processor, photo):
     answer = predictor.decode(embedded, Prompts(boxes=boxes))
     wanted = segment(model, processor, photo, boxes=boxes, zoom=2.0)
     np.testing.assert_array_equal(predictor.at_size(embedded, answer.logits[:, 0]), wanted.masks[:, 0].numpy())
-    assert not predictor.mask_prompts
+    assert predictor.mask_prompts
+    answer = predictor.decode(embedded, Prompts(boxes=boxes, masks=answer.best_logits()))
+    wanted = segment(model, processor, photo, boxes=boxes, zoom=2.0, masks=wanted.masks[:, 0])
+    np.testing.assert_array_equal(predictor.at_size(embedded, answer.logits[:, 0]), wanted.masks[:, 0].numpy())
 
 
 def test_the_bundled_checkpoint_sees_small_objects_only_so():

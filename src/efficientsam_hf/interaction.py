@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .mask_generation import coco_dataset, segment_everything
-from .masks_efficientsam import decode_rle
+from .masks_efficientsam import decode_rle, encode_rle
 from .modeling_efficientsam import EfficientSamModel
 from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
@@ -22,24 +22,29 @@ SHOWN_SIDE = 800  # pixels of the longer side of what is drawn, at every click; 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What was pointed at so far: clicks x, y with labels 1 (object) or 0 (background), and at most one box."""
+    """What was pointed at so far: clicks x, y with labels 1 (object) or 0 (background), and at most one box.
+
+    With its last click goes the mask that it corrects, as run lengths, so that it is asked for the same again.
+    """
 
     points: tuple[tuple[float, float], ...] = ()
     labels: tuple[int, ...] = ()
     box: tuple[float, float, float, float] | None = None
+    mask: dict[str, Any] | None = None
 
-    def with_click(self, x: float, y: float, label: int) -> "Prompt":
-        """One click more."""
-        return replace(self, points=(*self.points, (x, y)), labels=(*self.labels, label))
+    def with_click(self, x: float, y: float, label: int, mask: dict[str, Any] | None = None) -> "Prompt":
+        """One click more, on a mask that was found before."""
+        return replace(self, points=(*self.points, (x, y)), labels=(*self.labels, label), mask=mask)
 
     def with_box(self, x0: float, y0: float, x1: float, y1: float) -> "Prompt":
         """Another box in place of the one before, however its corners were drawn."""
-        return replace(self, box=(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
+        return replace(self, box=(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), mask=None)
 
     def arguments(self) -> dict[str, Any]:
         """As `segment` takes them; nothing of nothing."""
         clicks = {"points": [[*self.points]], "labels": [[*self.labels]]} if self.points else {}
-        return {**clicks, **({"boxes": [[*self.box]]} if self.box else {})}
+        boxes = {"boxes": [[*self.box]]} if self.box else {}
+        return {**clicks, **boxes, **({"masks": decode_rle(self.mask)} if self.mask else {})}
 
 
 def open_photo(path: str | Path, most_pixels: int) -> PIL.Image.Image:
@@ -110,10 +115,14 @@ class PhotoSession:
     ) -> None:
         """Point at x, y, which lie in 0 to 1 of the photo's sides; label 1 is the object, 0 the background.
 
+        A model that has learnt mask prompts is shown the chosen mask with it.
+
         Raises:
             ValueError: if the model cannot be asked this, such as for one click too many.
         """
-        self.ask(model, processor, [*self.history, self.prompt.with_click(*self.in_pixels(x, y), label)])
+        mask = self.chosen() if processor.mask_prompts and self.answer else None
+        shown = encode_rle(mask) if mask is not None and mask.any() else None
+        self.ask(model, processor, [*self.history, self.prompt.with_click(*self.in_pixels(x, y), label, shown)])
 
     def drag(
         self, model: EfficientSamModel, processor: EfficientSamProcessor, corners: tuple[float, float, float, float]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 2**26  # float32 masks at full size that exist at one time
+SURE = 3.0  # logit of a mask that is shown as a prompt: about as sure as models are inside an object
 CROP_EDGE = 20  # pixels from its crop's edge within which a mask counts as cut off
 
 # A run length of COCO travels in groups of five bits, least significant first; the sixth says that more follow, and
@@ -122,6 +123,13 @@ def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0)
     levels = (threshold + offset, threshold - offset)
     inner, outer = ((logits > level).sum((-2, -1), dtype=torch.int32).double() for level in levels)
     return (inner / outer.clamp(min=1)).float()
+
+
+def mask_prompts(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Booleans (..., H, W) -> logits (..., h, w) as models are shown them, by how much of each cell is covered."""
+    # One by one, so that only one is there in float32 at its own size.
+    shares = [F.interpolate(mask.float()[None, None], size, mode="area") for mask in masks.flatten(0, -3)]
+    return ((2 * torch.cat(shares) - 1) * SURE).view(*masks.shape[:-2], *size)
 
 
 def rank_masks(logits: Tensor, scores: Tensor, by_stability: bool) -> Tensor:
@@ -296,6 +304,7 @@ __all__ = [
     "encode_rle",
     "layered_crops",
     "mask_iou",
+    "mask_prompts",
     "masks_to_boxes",
     "nms",
     "point_grid",

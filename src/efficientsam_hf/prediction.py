@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .interchange import to_supervision
-from .masks_efficientsam import encode_rle, masks_to_boxes, rank_masks
+from .masks_efficientsam import as_booleans, encode_rle, masks_to_boxes, rank_masks
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
 from .processing_efficientsam import EfficientSamProcessor
@@ -100,6 +100,7 @@ def segment(
     boxes: Any = None,
     image_embeddings: Tensor | None = None,
     zoom: float | None = None,
+    masks: Any = None,
 ) -> Segmentation:
     """Segment the objects that clicks and boxes point at.
 
@@ -115,6 +116,9 @@ def segment(
         zoom: Look closer: ask once more on a crop around each object, so many times as wide and high as its box or
             first mask, wherever that shows it larger. Costs the encoder's work once an object. 0: do not; None: as
             the model's config says in `zoom`.
+        masks: What was found before, as booleans of the photo's size, (H, W) or (Q, H, W), one an object, such as
+            `answer.masks[:, 0]`: the closer look is around it and shows it with the next clicks; without a closer look
+            the whole picture is asked with it. For weights that learnt mask prompts.
 
     Raises:
         ValueError: for a prompt that cannot be meant, or that the weights never learnt (see `EfficientSamProcessor`),
@@ -122,37 +126,55 @@ def segment(
         FileNotFoundError: if there is no such file.
     """
     picture, zoom = read_picture(image), find_zoom(model, zoom)
-    prompts = {
-        "input_points": one_image(points, 3),
-        "input_labels": one_image(labels, 2),
-        "input_boxes": one_image(boxes, 2),
-    }
+    height, width = picture.shape[-2:]
+    points, labels, boxes = one_image(points, 3), one_image(labels, 2), one_image(boxes, 2)
+    shown = None if masks is None else earlier_masks(masks, (height, width))
+    prompts = {"input_points": points, "input_labels": labels, "input_boxes": boxes}
+    prompts["input_masks"] = None if shown is None else shown[None]
     # A picture is stretched where the model is.
     pictures: dict[str, Any] = {"images": [picture], "device": model.device}
     if image_embeddings is not None:
-        pictures = {"original_sizes": [list(picture.shape[-2:])]}
+        pictures = {"original_sizes": [[height, width]]}
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
-    sizes = inputs.pop("original_sizes")
+    sizes, objects = inputs.pop("original_sizes"), pointed_at(points, labels, boxes, shown)
+    if zoom and all(pointed.points or pointed.box for pointed in objects):
+        # What a closer look shows no larger is found as well without the mask (docs/benchmarks.md).
+        inputs.pop("input_masks", None)
     outputs = model(**inputs, image_embeddings=image_embeddings)
     low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config.rank_by_stability)
-    masks, scores = processor.post_process_masks(low_resolution, sizes)[0], scores[0]
+    found, scores = processor.post_process_masks(low_resolution, sizes)[0], scores[0]
     if zoom:
 
         def ask(part: Tensor, pointed: Pointed) -> tuple[Tensor, Tensor]:
-            points, labels = ([given] if given else None for given in (pointed.points, pointed.labels))
-            closer = segment(model, processor, part, points, labels, pointed.box, zoom=0)
+            clicks, marks = ([given] if given else None for given in (pointed.points, pointed.labels))
+            closer = segment(model, processor, part, clicks, marks, pointed.box, zoom=0, masks=pointed.mask)
             return closer.masks[0], closer.scores[0]
 
-        masks, scores = look_closer(picture, masks, scores, pointed_at(*prompts.values()), zoom, ask)
-    return Segmentation(masks, scores, outputs.image_embeddings)
+        found, scores = look_closer(picture, found, scores, objects, zoom, ask)
+    return Segmentation(found, scores, outputs.image_embeddings)
 
 
-def pointed_at(points: list | None, labels: list | None, boxes: list | None) -> list[Pointed]:
-    """The prompts of one image, as the processor takes them, object by object."""
-    objects = zip_longest(*((part or [[]])[0] for part in (points, labels, boxes)))
+def pointed_at(points: list | None, labels: list | None, boxes: list | None, masks: Tensor | None) -> list[Pointed]:
+    """The prompts of one image, as the processor takes them, and masks (Q, H, W), object by object."""
+    rows: list[Any] = [(part or [[]])[0] for part in (points, labels, boxes)]
+    objects = zip_longest(*rows, () if masks is None else masks)
     return [
-        Pointed(clicks or [], marks or [1] * len(clicks or []), box if box else None) for clicks, marks, box in objects
+        Pointed(clicks or [], marks or [1] * len(clicks or []), box if box else None, mask)
+        for clicks, marks, box, mask in objects
     ]
+
+
+def earlier_masks(masks: Any, size: tuple[int, int]) -> Tensor:
+    """Masks (H, W) or (Q, H, W) of a photo of this size as booleans (Q, H, W).
+
+    Raises:
+        ValueError: for logits, and for another size.
+    """
+    given = as_booleans(masks)
+    given = given[None] if given.ndim == 2 else given
+    if given.ndim != 3 or tuple(given.shape[1:]) != size:
+        raise ValueError(f"masks wants booleans of the photo's size {size}, one an object, found {tuple(given.shape)}")
+    return given
 
 
 def find_zoom(model: EfficientSamModel, zoom: float | None) -> float:

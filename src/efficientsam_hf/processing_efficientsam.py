@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .image_processing_efficientsam import EfficientSamImageProcessor
 from .loss_efficientsam import resize_labels
+from .masks_efficientsam import mask_prompts
 from .prompts_efficientsam import (
     BACKGROUND,
     BOX_SLOTS,
@@ -117,7 +118,8 @@ class EfficientSamProcessor(ProcessorMixin):
             input_points: x, y of clicks, nested image > object > point > xy.
             input_labels: 1 on the object, 0 on the background, -1 for no click; image > object > point. All 1 if None.
             input_boxes: x0, y0, x1, y1, nested image > box > xyxy; four times -1 is no box.
-            input_masks: Logits (B, Q, h, w) of an earlier answer.
+            input_masks: Logits (B, Q, h, w) of an earlier answer, or booleans (B, Q, H, W) of any size, such as the
+                pictures'.
             segmentation_maps: True masks for training, for each picture (Q, H, W): 1 object, 0 not, below 0 unknown.
             return_tensors: "pt" or "np".
             kwargs: For the image processor, for this call.
@@ -139,7 +141,7 @@ class EfficientSamProcessor(ProcessorMixin):
             data |= pad_prompts(prompts, sizes, torch.tensor([width, height], dtype=torch.float32))
             objects = list(map(len, prompts))
         if input_masks is not None:
-            data["input_masks"] = self.prepare_masks(input_masks, len(sizes), objects)
+            data["input_masks"] = self.prepare_masks(input_masks, len(sizes), objects, (height // 4, width // 4))
         if segmentation_maps is not None:
             data["labels"] = shrink_maps(segmentation_maps, sizes, (height // 4, width // 4), objects)
         return BatchFeature(data, tensor_type=return_tensors)
@@ -198,18 +200,20 @@ class EfficientSamProcessor(ProcessorMixin):
                 "wanted a checkpoint trained with negative_points=True"
             )
 
-    def prepare_masks(self, masks: Any, images: int, objects: list[int] | None) -> Tensor:
-        """Mask prompts (B, Q, h, w) as float32, for weights that learnt them."""
+    def prepare_masks(self, masks: Any, images: int, objects: list[int] | None, grid: tuple[int, int]) -> Tensor:
+        """Mask prompts (B, Q, h, w) as float32, for weights that learnt them; booleans at the masks' grid."""
         if not self.mask_prompts:
             raise ValueError(
                 "found input_masks, but these weights never learnt mask prompts; "
                 "wanted a checkpoint trained with mask_prompts=True"
             )
-        masks = torch.stack([torch.as_tensor(rows) for rows in masks]).float()
-        wanted = (images, max(objects) if objects else masks.shape[1])
-        if masks.ndim != 4 or masks.shape[:2] != wanted:
-            raise ValueError(f"input_masks wants (images, objects, h, w) = {wanted}, found {tuple(masks.shape)}")
-        return masks
+        given = [torch.as_tensor(rows) for rows in masks]
+        wanted = (images, max(objects) if objects else len(given[0]))
+        shapes = [tuple(rows.shape) for rows in given]
+        if any(len(shape) != 3 or shape[0] != wanted[1] for shape in shapes) or len(given) != images:
+            raise ValueError(f"input_masks wants (images, objects, h, w) = {wanted}, found {shapes}")
+        given = [mask_prompts(rows, grid) if rows.dtype == torch.bool else rows for rows in given]
+        return torch.stack(given).float()
 
     def post_process_masks(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Bring the model's masks to the pictures' own sizes, as `EfficientSamImageProcessor.post_process_masks`."""

@@ -41,20 +41,29 @@ class Pointed:
         points: Clicks [x, y].
         labels: Of the clicks: 1 on the object, 0 on the background, -1 for none.
         box: x0, y0, x1, y1, or None.
+        mask: Of an earlier answer, (H, W), booleans, or None.
     """
 
     points: Sequence[Sequence[float]] = ()
     labels: Sequence[int] = ()
     box: Sequence[float] | None = None
+    mask: Tensor | None = None
 
     def region(self, mask: Tensor) -> list[float] | None:
-        """The box around the object: the one that is given, or else that of its first mask (H, W), and its clicks."""
+        """The box around the object: the one that is given, or else that of a mask (H, W), and its clicks."""
         boxes = [list(self.box)] if self.box else [masks_to_boxes(mask).tolist()] if mask.any() else []
         boxes += [[x, y, x + 1, y + 1] for (x, y), label in zip(self.points, self.labels, strict=True) if label == 1]
         if not boxes:
             return None
         x0, y0, x1, y1 = zip(*boxes, strict=True)
         return [min(x0), min(y0), max(x1), max(y1)]
+
+    def window(self, answer: Tensor, zoom: float) -> Window | None:
+        """Where to look: around what is given of the object, or where that is of no use, around an answer (H, W)."""
+        size = (answer.shape[0], answer.shape[1])
+        regions = [self.region(mask) for mask in (self.mask, answer) if mask is not None]
+        windows = [window_around(region, size, zoom) for region in regions if region]
+        return next((window for window in windows if window), None)
 
     def inside(self, window: Window) -> "Pointed":
         """The same in a window's pixels, without what lies outside of it."""
@@ -65,7 +74,8 @@ class Pointed:
             if left <= x < right and top <= y < bottom and label >= 0
         ]
         box = self.box and [self.box[0] - left, self.box[1] - top, self.box[2] - left, self.box[3] - top]
-        return Pointed([point for point, _ in clicks], [label for _, label in clicks], box)
+        mask = None if self.mask is None else self.mask[top:bottom, left:right]
+        return Pointed([point for point, _ in clicks], [label for _, label in clicks], box, mask)
 
 
 def look_closer(
@@ -88,12 +98,11 @@ def look_closer(
     """
     masks, scores = masks.clone(), scores.clone()
     for row, pointed in enumerate(objects):
-        region = pointed.region(masks[row, 0])
-        window = region and window_around(region, (masks.shape[-2], masks.shape[-1]), zoom)
+        window = pointed.window(masks[row, 0], zoom)
         if not window:
             continue
         inside = pointed.inside(window)
-        if inside.points or inside.box:
+        if inside.points or inside.box or inside.mask is not None:
             left, top, right, bottom = window
             closer, scores[row] = ask(picture[:, top:bottom, left:right], inside)
             masks[row] = False

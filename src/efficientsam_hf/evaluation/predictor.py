@@ -191,14 +191,14 @@ class EfficientSamPredictor:
 
 
 class ZoomingPredictor(EfficientSamPredictor):
-    """As `segment` answers with its `zoom`: each object is looked at once more, closely. It takes no mask prompts.
+    """As `segment` answers with its `zoom`: each object is looked at once more, closely.
 
     What stands for logits is 1 on an object and -1 elsewhere, at the picture's size.
     """
 
     def __init__(self, model: EfficientSamModel, processor: EfficientSamProcessor, name: str, zoom: float):
         super().__init__(model, processor, name)
-        self.zoom, self.mask_prompts = zoom, False
+        self.zoom = zoom
 
     def embed(self, picture: Image.Image) -> Embedded:
         """See `Predictor`."""
@@ -206,7 +206,8 @@ class ZoomingPredictor(EfficientSamPredictor):
 
     def decode_some(self, embedded: Embedded, prompts: Prompts) -> Answer:
         """See `Predictor`."""
-        given = {"points": prompts.points, "labels": prompts.labels, "boxes": prompts.boxes}
+        given: dict[str, Any] = {"points": prompts.points, "labels": prompts.labels, "boxes": prompts.boxes}
+        given["masks"] = None if prompts.masks is None else prompts.masks > 0
         answer = segment(
             self.model,
             self.processor,
