@@ -32,6 +32,7 @@ FILES = {
     "onnx, int8 dynamic": "encoder_dynamic.onnx",
     "onnx, int8 static": "encoder_static.onnx",
     "openvino": "encoder.xml",
+    "openvino, bfloat16": "encoder.xml",
     "openvino, int8 static": "encoder_static.xml",
 }
 
@@ -66,9 +67,9 @@ def prepare(model: EfficientSamModel, folder: Path) -> None:
             quantize_encoder(to, path, quantize, processor, [PHOTO] * 2)
 
 
-def runner(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+def runner(path: Path, threads: int, precision: str) -> Callable[[np.ndarray], np.ndarray]:
     if path.suffix == ".xml":
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(path, "CPU", settings)
         return lambda pixels: compiled([pixels])[0]
     options = onnxruntime.SessionOptions()
@@ -88,7 +89,7 @@ def in_torch(model: EfficientSamModel, attention: str, compiled: bool = False) -
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> np.ndarray:
         model.set_attn_implementation(attention)
-        return encode(torch.from_numpy(pixels)).numpy()
+        return encode(torch.from_numpy(pixels).to(model.dtype)).float().numpy()
 
     return run
 
@@ -112,7 +113,9 @@ def main() -> None:
     rows = {EAGER: in_torch(model, "eager"), "torch, sdpa": in_torch(model, "sdpa")}
     if args.compile:
         rows["torch, sdpa, compiled"] = in_torch(model, "sdpa", compiled=True)
-    rows |= {name: runner(args.folder / file, args.threads) for name, file in FILES.items()}
+    rows["torch, bfloat16"] = in_torch(build(args.variant).bfloat16(), "sdpa")
+    for name, file in FILES.items():
+        rows[name] = runner(args.folder / file, args.threads, "bf16" if name.endswith("bfloat16") else "f32")
     side = model.config.vision_config.image_size
     pixels = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
     answers = {name: run(pixels) for name, run in rows.items()}  # the first round warms up

@@ -330,9 +330,8 @@ def find_pictures(args: Arguments) -> tuple[list[list[LabelledPicture]], list[La
         held = [find_labelled_pictures(name) for name in args.eval_sources]
     # From all of them alike, a source being sorted by name.
     each = -(-args.eval_pictures // max(len(held), 1))
-    return [train for train, _ in splits], list(
-        chain.from_iterable(part[:: -(-len(part) // each) or 1] for part in held)
-    )
+    measured = [part[:: -(-len(part) // each) or 1] for part in held] if each else []
+    return [train for train, _ in splits], list(chain.from_iterable(measured))
 
 
 def training_size(args: Arguments, processor: EfficientSamProcessor) -> BaseImageProcessor:

@@ -238,6 +238,9 @@ def test_everything_of_a_folder_goes_on_where_it_stopped(room, checkpoint, photo
         (["empty"], "no picture in empty"),
         (["empty", "--json", "x.json"], "--json is for one picture"),
         (["twice"], "two pictures are called a in twice"),
+        (["once", "--output", "once"], "the pictures of once would be written over"),
+        (["once", "--output", "twice/../once"], "the pictures of once would be written over"),
+        (["named"], "named/coco.png: coco.json will hold the masks of all"),
     ],
 )
 def test_everything_says_what_is_wrong(room, checkpoint, photo, arguments, message):
@@ -245,6 +248,9 @@ def test_everything_says_what_is_wrong(room, checkpoint, photo, arguments, messa
     Path("twice").mkdir()
     for name in ("a.png", "a.jpg"):
         Image.fromarray(photo).save(Path("twice", name))
+    for name in ("once/a.png", "named/coco.png"):
+        Path(name).parent.mkdir()
+        Image.fromarray(photo).save(name)
     before = sorted(Path().rglob("*"))
     result = run("everything", *arguments, "--model", checkpoint)
     assert result.exit_code == 2

@@ -28,6 +28,7 @@ from efficientsam_hf.data.augmentation import (
 )
 from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
 from efficientsam_hf.data.skipped import SkippedPictures
+from efficientsam_hf.data.sources import find_labelled_pictures
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
 from efficientsam_hf.masks_efficientsam import decode_rle
 
@@ -588,6 +589,20 @@ def test_a_broken_mask_names_its_picture(broken, told, tmp_path, processor):
     record = json.dumps({**json.loads(record), "annotations": [broken]}).encode()
     pairs = find_pairs(make_folder(tmp_path, {"sa_0.jpg": picture, "sa_0.json": record}))
     with pytest.raises(ValueError, match=f"sa_0 in .*sa_0.jpg: .*{told}"):
+        Sa1bSamples([pairs], processor, length=1)[0]
+
+
+def test_a_broken_polygon_names_its_picture(tmp_path, processor):
+    """A flat list of numbers, as some tools write it."""
+    picture, _ = encode_scene(0, *make_scene(0))
+    make_folder(tmp_path / "images", {"a.jpg": picture})
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+    annotation["segmentation"] = [1, 1, 9, 1, 9, 9, 1, 9]
+    image = {"id": 1, "file_name": "a.jpg", "height": 60, "width": 80}
+    text = {"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(text))
+    pairs = find_labelled_pictures(f"{tmp_path / 'instances.json'}:{tmp_path / 'images'}")
+    with pytest.raises(ValueError, match=r"a\.jpg: a mask is broken, found TypeError"):
         Sa1bSamples([pairs], processor, length=1)[0]
 
 

@@ -125,6 +125,15 @@ def test_everything_takes_the_place_of_prompts_and_goes_with_undo(session, parts
     assert session.draw() == session.shown
 
 
+def test_everything_in_crops_keeps_the_photos_own_embedding(session, parts):
+    session.look(*parts)
+    own = session.embeddings
+    assert session.find_everything(*parts, **LOOSE, crop_n_layers=1)
+    assert torch.equal(session.embeddings, own)
+    session.click(*parts, 0.5, 0.5, 1)
+    assert session.answer is not None
+
+
 def test_what_fails_changes_nothing(session, parts):
     for place in range(6):
         session.click(*parts, place / 6, 0.5, 1)

@@ -472,10 +472,20 @@ def test_bad_options_are_refused_by_name(options, message):
         MaskGenerationSettings.read(**options)
 
 
+def test_crops_are_encoded_beside_the_known_whole(tiny):
+    options = {**EVERYTHING, "points_per_side": 4, "crop_n_layers": 1}
+    wanted, embeddings = segment_everything(*tiny, make_photo(), return_embeddings=True, **options)
+    found, again = segment_everything(
+        *tiny, make_photo(), image_embeddings=embeddings[:1], return_embeddings=True, **options
+    )
+    assert found == wanted
+    assert torch.equal(again, embeddings)
+
+
 def test_embeddings_of_other_crops_are_refused(tiny):
     embeddings = torch.zeros(1, 16, 4, 4)
-    with pytest.raises(ValueError, match="got 1 for 5 crops"):
-        segment_everything(*tiny, make_photo(), image_embeddings=embeddings, crop_n_layers=1)
+    with pytest.raises(ValueError, match="wanted embeddings of the whole picture or of all 5 crops, got 2"):
+        segment_everything(*tiny, make_photo(), image_embeddings=torch.cat([embeddings] * 2), crop_n_layers=1)
     with pytest.raises(ValueError, match="got 1 for 2 pictures"):
         segment_everything(*tiny, [make_photo()] * 2, image_embeddings=[embeddings])
 

@@ -46,6 +46,16 @@ def test_prompts_as_people_write_them(model, processor, photo, prompts, objects)
     assert segment(model, processor, photo, **prompts).masks.shape == (objects, 3, 48, 80)
 
 
+@pytest.mark.parametrize("nothing", [None, []])
+def test_what_no_object_has_may_stand_in_the_lists(model, processor, photo, nothing):
+    boxes = [[10, 8, 40, 30], [50, 28, 74, 44]]
+    wanted = segment(model, processor, photo, boxes=boxes)
+    found = segment(model, processor, photo, points=[nothing] * 2, labels=[nothing] * 2, boxes=boxes)
+    assert torch.equal(found.masks, wanted.masks)
+    wanted = segment(model, processor, photo, points=[[24, 20]])
+    assert torch.equal(segment(model, processor, photo, points=[[[24, 20]]], boxes=[nothing]).masks, wanted.masks)
+
+
 def test_objects_together_are_as_each_alone(model, processor, photo):
     both = segment(model, processor, photo, points=[[[24, 20]], None], boxes=[None, [50, 28, 74, 44]])
     click = segment(model, processor, photo, points=[[24, 20]])
@@ -112,7 +122,8 @@ def test_a_mask_is_shown_with_the_next_click(taught, photo):
     best = int(outputs.iou_scores[0, 0].argmax())
     assert torch.equal(found.masks[0, 0], processor.post_process_masks(outputs.pred_masks, sizes)[0][0, best])
     assert not torch.equal(found.scores, segment(model, processor, photo, points=clicks).scores)
-    for same in (mask.numpy(), mask[None], mask.numpy().astype(np.uint8) * 255):
+    backwards = mask.numpy()[:, ::-1].copy()[:, ::-1]
+    for same in (mask.numpy(), backwards, mask[None], mask.numpy().astype(np.uint8) * 255):
         assert torch.equal(segment(model, processor, photo, points=clicks, masks=same).masks, found.masks)
 
 

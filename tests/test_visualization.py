@@ -30,6 +30,27 @@ def test_clicks_show_their_label(photo, masks):
     assert np.abs(drawn[8, 60].astype(int) - BACKGROUND).max() <= 3
 
 
+@pytest.mark.parametrize("kind", [np.array, tuple])
+def test_labels_of_any_kind(photo, masks, kind):
+    for labels in ([1, 0], [0, 0]):
+        points = [[20, 20], [60, 8]]
+        wanted, found = (draw_segmentation(photo, masks, points, given) for given in (labels, kind(labels)))
+        assert found == wanted
+
+
+def test_masks_of_a_device_are_brought_from_there(photo, masks):
+    class Elsewhere:
+        """Like a tensor of a GPU: NumPy cannot read it."""
+
+        def cpu(self):
+            return masks
+
+        def __array__(self, *args, **kwargs):
+            raise TypeError("not in this memory")
+
+    assert draw_segmentation(photo, Elsewhere()) == draw_segmentation(photo, masks)
+
+
 def test_the_photo_itself_is_left_alone(photo, masks):
     image = Image.fromarray(photo)
     draw_segmentation(image, masks, points=[[20, 20]], boxes=[[1, 1, 30, 30]])

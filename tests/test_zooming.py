@@ -66,22 +66,29 @@ def test_the_region_is_the_box_or_else_the_first_mask_with_the_clicks_on_the_obj
     mask[20:30, 40:50] = True
     assert Pointed([[60, 25], [199, 99]], [1, 0]).region(mask) == [40, 20, 61, 30]
     assert Pointed([[60, 25]], [1], [10, 10, 20, 20]).region(mask) == [10, 10, 61, 26]
-    assert Pointed([[60, 25]], [0]).region(~mask & mask) is None
+    for label in (0, 1):
+        assert Pointed([[60, 25]], [label]).region(~mask & mask) is None
 
 
 def test_a_mask_that_is_given_says_where_to_look_and_goes_with_the_window():
     answer, mask = torch.zeros(2, *SIZE, dtype=torch.bool)
     mask[20:30, 40:50], answer[80:90, 180:190] = True, True
-    pointed = Pointed([[60, 25], [199, 99]], [1, 0], mask=mask)
+    pointed = Pointed([[45, 25], [199, 99]], [1, 0], mask=mask)
     window = pointed.window(answer, 2.0)
-    assert window == window_around([40, 20, 61, 30], SIZE, 2.0)
+    assert window == window_around([40, 20, 50, 30], SIZE, 2.0)
     left, top, right, bottom = window
     assert torch.equal(pointed.inside(window).mask, mask[top:bottom, left:right])
-    # A mask that fills the picture, and one of nothing, say nothing of where.
+    # One that fills the picture shows nothing larger.
     assert Pointed([[185, 85]], [1], mask=~mask).window(answer, 2.0) == window_around([180, 80, 190, 90], SIZE, 2.0)
-    assert Pointed([[60, 25]], [1], mask=mask & ~mask).window(answer, 2.0) == window_around(
-        [60, 25, 61, 26], SIZE, 2.0
-    )
+
+
+def test_a_mask_without_a_click_on_its_object_says_nothing_of_where_that_ends():
+    answer, mask = torch.zeros(2, *SIZE, dtype=torch.bool)
+    mask[20:30, 40:50], answer[60:70, 150:160] = True, True
+    around = window_around([150, 60, 161, 71], SIZE, 2.0)
+    for earlier in (mask, mask & ~mask):
+        assert Pointed([[160, 70]], [1], mask=earlier).window(answer, 2.0) == around
+        assert Pointed([[SIZE[1], SIZE[0]]], [1], mask=earlier).window(mask & ~mask, 2.0) is None
 
 
 def test_only_what_a_window_shows_larger_is_asked_again():
@@ -130,6 +137,13 @@ def test_objects_do_not_depend_on_each_other(model, processor, photo):
     for row, answer in enumerate(alone):
         torch.testing.assert_close(both.scores[row], answer.scores[0])
         assert (both.masks[row] != answer.masks[0]).float().mean() < 1e-3
+
+
+def test_a_padded_box_is_no_box(model, processor, photo):
+    points, box = [[[130.0, 40.0]], None], [120, 30, 150, 60]
+    wanted = segment(model, processor, photo, points, boxes=[None, box], zoom=1.0)
+    found = segment(model, processor, photo, points, boxes=[[-1, -1, -1, -1], box], zoom=1.0)
+    assert torch.equal(found.masks, wanted.masks)
 
 
 @pytest.mark.parametrize("points", [np.array([[30.0, 30.0]]), [np.array([30.0, 30.0])], ((30.0, 30.0),)])

@@ -167,8 +167,9 @@ class PhotoSession:
             ValueError: for an option as in `segment_everything`.
         """
         known: dict[str, Any] = {"image_embeddings": self.embeddings, "return_embeddings": True}
-        records, self.embeddings = segment_everything(model, processor, self.photo, **known, **options)
-        self.history, self.answer, self.records = [Prompt()], None, records
+        records, embeddings = segment_everything(model, processor, self.photo, **known, **options)
+        # The first crop is the whole photo, which clicks are asked on.
+        self.history, self.answer, self.records, self.embeddings = [Prompt()], None, records, embeddings[:1]
         return records
 
     # ----------------------------------------------------------------------------------------------------------------

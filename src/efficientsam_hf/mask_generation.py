@@ -46,8 +46,8 @@ def segment_everything(
         model: On any device.
         processor: The model's.
         image: PIL picture, array, tensor, path or URL; or a list of them.
-        image_embeddings: Of an earlier call with the same crops, (C, channels, h, w), or a list of that for a list of
-            pictures; saves the encoder's work.
+        image_embeddings: Of an earlier call with the same crops, (C, channels, h, w), or of the whole picture alone,
+            as `segment` answers; or a list of that for a list of pictures. Saves the encoder's work.
         return_embeddings: Give the embeddings, too.
         **options: Fields of `MaskGenerationSettings`; what is left out is as the model's config says in
             `mask_generation`, or else segment-anything's default.
@@ -86,11 +86,12 @@ def find_objects(
     pixels = read_picture(image)
     height, width = pixels.shape[-2:]
     crops = layered_crops(height, width, settings.crop_n_layers, settings.crop_overlap_ratio)
-    if image_embeddings is not None and len(image_embeddings) != len(crops):
-        raise ValueError(f"every crop wants its embeddings: got {len(image_embeddings)} for {len(crops)} crops")
+    known = 0 if image_embeddings is None else len(image_embeddings)
+    if image_embeddings is not None and known not in (1, len(crops)):
+        raise ValueError(f"wanted embeddings of the whole picture or of all {len(crops)} crops, got {known}")
     records, kept_embeddings = [], []
     for number, (layer, (left, top, right, bottom)) in enumerate(crops):
-        if image_embeddings is None:
+        if image_embeddings is None or number >= known:
             part = pixels[:, top:bottom, left:right]
             inputs = processor.image_processor(part, return_tensors="pt", device=model.device)
             embeddings = model.get_image_embeddings(inputs["pixel_values"])
@@ -168,14 +169,19 @@ def segment_folder(
         A line for each picture that could not be read; the others are done nevertheless.
 
     Raises:
-        ValueError: if the folder has no picture, or two whose files would have the same name.
+        ValueError: if the folder has no picture, or two whose files would have the same name, or one that would be
+            written over.
     """
     folder, output = Path(folder), Path(output)
+    if folder.resolve() == output.resolve():
+        raise ValueError(f"the pictures of {folder} would be written over: choose another folder for the masks")
     pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in Image.registered_extensions())
     names = [path.stem for path in pictures]
     doubles = sorted({name for name in names if names.count(name) > 1})
     if not pictures or doubles:
         raise ValueError(f"two pictures are called {doubles[0]} in {folder}" if doubles else f"no picture in {folder}")
+    if "coco" in names:
+        raise ValueError(f"{pictures[names.index('coco')]}: coco.json will hold the masks of all, rename the picture")
 
     def attempt(path: Path) -> str | None:
         try:

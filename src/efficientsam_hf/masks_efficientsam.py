@@ -27,7 +27,8 @@ def as_booleans(masks: Tensor | np.ndarray) -> Tensor:
     Raises:
         ValueError: for floats, which are more likely logits that nobody has compared with a threshold yet.
     """
-    masks = torch.as_tensor(masks)
+    # Torch reads no array that runs backwards, such as a flipped one.
+    masks = torch.as_tensor(np.ascontiguousarray(masks) if isinstance(masks, np.ndarray) else masks)
     if masks.is_floating_point():
         raise ValueError(f"found a mask of {masks.dtype}, wanted booleans: compare logits with a threshold first")
     return masks.bool()

@@ -16,6 +16,7 @@ from .masks_efficientsam import as_booleans, encode_rle, masks_to_boxes, rank_ma
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
 from .processing_efficientsam import EfficientSamProcessor
+from .prompts_efficientsam import NO_BOX
 from .visualization import draw_segmentation
 from .zooming import Pointed, look_closer
 
@@ -159,7 +160,7 @@ def pointed_at(points: list | None, labels: list | None, boxes: list | None, mas
     rows: list[Any] = [(part or [[]])[0] for part in (points, labels, boxes)]
     objects = zip_longest(*rows, () if masks is None else masks)
     return [
-        Pointed(clicks or [], marks or [1] * len(clicks or []), box if box else None, mask)
+        Pointed(clicks or [], marks or [1] * len(clicks or []), box if box and box != NO_BOX else None, mask)
         for clicks, marks, box, mask in objects
     ]
 
@@ -211,7 +212,8 @@ def one_image(prompt: Any, depth: int) -> list | None:
     if prompt is None:
         return None
     prompt = as_lists(prompt)
-    return [prompt] if nesting(prompt) >= depth else [[prompt]]
+    nobody_has_it = isinstance(prompt, list) and bool(prompt) and all(part is None or part == [] for part in prompt)
+    return [prompt] if nobody_has_it or nesting(prompt) >= depth else [[prompt]]
 
 
 def as_lists(value: Any) -> Any:

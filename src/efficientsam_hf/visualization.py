@@ -27,7 +27,7 @@ FOREGROUND, BACKGROUND, WHITE = (46, 213, 115), (235, 59, 60), (255, 255, 255)
 
 def draw_segmentation(
     photo: Image.Image | np.ndarray,
-    masks: np.ndarray,
+    masks: Any,
     points: Sequence[Sequence[float]] = (),
     labels: Sequence[float] = (),
     boxes: Sequence[Sequence[float]] = (),
@@ -37,7 +37,7 @@ def draw_segmentation(
 
     Args:
         photo: H x W, RGB.
-        masks: (N, H, W), booleans.
+        masks: (N, H, W), booleans; tensors may lie on any device.
         points: Clicks x, y in pixels.
         labels: 1 draws a click in green, 0 in red; all green if left out.
         boxes: x0, y0, x1, y1 in pixels.
@@ -47,7 +47,7 @@ def draw_segmentation(
         ValueError: if photo and masks differ in size.
     """
     photo = (photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
-    masks = np.asarray(masks, dtype=bool)
+    masks = np.asarray(masks.cpu() if hasattr(masks, "cpu") else masks, dtype=bool)
     if masks.ndim != 3 or masks.shape[1:] != (photo.height, photo.width):
         raise ValueError(f"masks must be (N, {photo.height}, {photo.width}) like the photo, got {masks.shape}")
     unit = max(photo.size) / 640  # Line widths grow with the photo, so that it looks alike at any size.
@@ -62,7 +62,7 @@ def draw_segmentation(
         draw.rectangle(
             tuple(box), outline=COLORS[(index + bool(len(points))) % len(COLORS)], width=round(2 * unit) or 1
         )
-    for point, label in zip(points, labels or [1] * len(points), strict=True):
+    for point, label in zip(points, labels if len(labels) else [1] * len(points), strict=True):
         mark_point(picture, point, FOREGROUND if label else BACKGROUND, unit)
     return picture
 

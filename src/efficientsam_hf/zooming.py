@@ -49,20 +49,33 @@ class Pointed:
     box: Sequence[float] | None = None
     mask: Tensor | None = None
 
+    def on_object(self) -> list[Sequence[float]]:
+        """The clicks on the object."""
+        return [point for point, label in zip(self.points, self.labels, strict=True) if label == 1]
+
     def region(self, mask: Tensor) -> list[float] | None:
-        """The box around the object: the one that is given, or else that of a mask (H, W), and its clicks."""
-        boxes = [list(self.box)] if self.box else [masks_to_boxes(mask).tolist()] if mask.any() else []
-        boxes += [[x, y, x + 1, y + 1] for (x, y), label in zip(self.points, self.labels, strict=True) if label == 1]
-        if not boxes:
+        """The box around the object: the one that is given, or else that of a mask (H, W), and its clicks.
+
+        None without either: a click alone says nothing of the object's size.
+        """
+        if not self.box and not mask.any():
             return None
-        x0, y0, x1, y1 = zip(*boxes, strict=True)
+        own = list(self.box) if self.box else masks_to_boxes(mask).tolist()
+        x0, y0, x1, y1 = zip(own, *([x, y, x + 1, y + 1] for x, y in self.on_object()), strict=True)
         return [min(x0), min(y0), max(x1), max(y1)]
 
     def window(self, answer: Tensor, zoom: float) -> Window | None:
-        """Where to look: around what is given of the object, or where that is of no use, around an answer (H, W)."""
-        size = (answer.shape[0], answer.shape[1])
-        regions = [self.region(mask) for mask in (self.mask, answer) if mask is not None]
-        windows = [window_around(region, size, zoom) for region in regions if region]
+        """Where to look: around the mask that is given, or, where that shows nothing larger, an answer (H, W).
+
+        A mask without one of the clicks on its object says too little of where that ends: then around the answer.
+        """
+        height, width = answer.shape
+        masks = [answer]
+        if self.mask is not None:
+            cells = [(min(int(y), height - 1), min(int(x), width - 1)) for x, y in self.on_object()]
+            masks = [self.mask, answer] if all(self.mask[cell] for cell in cells) else masks
+        regions = [self.region(mask) for mask in masks]
+        windows = [window_around(region, (height, width), zoom) for region in regions if region]
         return next((window for window in windows if window), None)
 
     def inside(self, window: Window) -> "Pointed":

@@ -206,7 +206,8 @@ class StreamedImages(IterableDataset):
         taken = len(range(lane, self.first_batch, workers)) * self.batch_size
         corrupt: list[str] = []
         for number, epoch, record in self.records(lane, workers):
-            name, content = record["path"] or f"picture {number}", record["bytes"] or b""
+            record = record or {}  # a data set may have rows without a picture
+            name, content = record.get("path") or f"picture {number}", record.get("bytes") or b""
             try:
                 image = decode_picture(name, content)
             except CorruptPictureError as error:

@@ -238,8 +238,8 @@ class Sa1bSamples(Dataset):
         self, pair: LabelledPicture, size: tuple[int, int], count: int, generator: np.random.Generator
     ) -> np.ndarray:
         """Up to `count` masks of fitting area of a picture of `size` (H, W) -> (masks, H, W) bool; none may fit."""
-        records = pair.read_annotations()
         try:
+            records = pair.read_annotations()
             shares = np.array([record["area"] for record in records]) / (size[0] * size[1])
             fitting = np.flatnonzero((shares > 0) & (shares >= self.smallest_share) & (shares <= self.largest_share))
             chosen = generator.permutation(fitting)[:count]

@@ -209,16 +209,18 @@ def worst_cases(
 ) -> Image.Image:
     """The worst mask of each of the worst pictures, answered once more and drawn."""
     asked = replace(protocol, prompts=protocol.prompts[:1], wanted=(), most=0)
-    scored = [
-        (min(row[asked.name]["iou"][0] for row in record["masks"]), number)
-        for number, record in enumerate(records)
-        if record["masks"]
-    ]
+    clicked = asked.prompts[0]
+
+    def reached(row: dict[str, Any]) -> float:
+        """The IoU after these clicks; of an object that wanted no more of them, its last."""
+        return row[asked.name]["iou"][:clicked][-1]
+
+    scored = [(min(map(reached, record["masks"])), number) for number, record in enumerate(records) if record["masks"]]
     cases = []
     for _, number in sorted(scored)[:WORST]:
         picture = campaign.pictures[number]
         again = evaluate_picture(predictor, picture, [asked], replace(settings, keep=True))
-        row = min(again["masks"], key=lambda row: row[asked.name]["iou"][0])
+        row = min(again["masks"], key=reached)
         photo, answer = picture.read_image(), row[asked.name]
         objects = true_objects(picture, (photo.height, photo.width), Skips(), settings.crowds)
         (target,) = [item for item in objects if item.id == row["id"]][:1]
@@ -227,14 +229,14 @@ def worst_cases(
                 photo,
                 target.mask,
                 decode_rle(answer["answer"]).numpy(),
-                f"IoU {answer['iou'][0]:.2f}, predicted {answer['trust']:.2f}",
+                f"IoU {reached(row):.2f}, predicted {answer['trust']:.2f}",
                 f"{picture.name}, object {row['id']}",
                 answer["points"],
                 answer["labels"],
                 target.box if asked.first is None else None,
             )
         )
-    clicks = "" if asked.first is None else f", {asked.prompts[0]} click" + "s" * (asked.prompts[0] > 1)
+    clicks = "" if asked.first is None else f", {clicked} click" + "s" * (clicked > 1)
     heading = f"Worst {len(cases)} of {len(scored)} pictures: {predictor.name}, protocol {asked.name}{clicks}"
     return draw_sheet(cases, heading)
 
