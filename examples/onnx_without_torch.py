@@ -56,7 +56,11 @@ def main():
     prompts = {"input_points": corners, "input_labels": labels}
     scores, masks = decoder.run(["iou_scores", "pred_masks"], {"image_embeddings": embeddings, **prompts})
 
-    best = scores[0, 0].argmax()
+    ranks = scores[0, 0]
+    if json.loads((args.folder / "config.json").read_text()).get("rank_by_stability"):
+        # How little each mask changes with its threshold.
+        ranks = ranks * (masks[0, 0] > 1).sum((1, 2)) / np.maximum((masks[0, 0] > -1).sum((1, 2)), 1)
+    best = ranks.argmax()
     logits = Image.fromarray(masks[0, 0, best]).resize(photo.size, Image.Resampling.BICUBIC)
     Image.fromarray(np.uint8(np.array(logits) >= 0) * 255).save(args.output)
     print(f"predicted IoU {scores[0, 0, best]:.2f}: {args.output}")

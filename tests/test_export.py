@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model, tiny_config
+from synthetic import make_folder, scene_files
 from typer.testing import CliRunner
 
 from efficientsam_cli import app
@@ -133,6 +134,39 @@ def test_commands_take_a_folder(folder, photo, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     result = run("everything", "photo.png", "--model", folder, "--points-per-side", 2, "--device", "cpu")
     assert result.exit_code == 0, result.output
+    Path("photos").mkdir()
+    Image.fromarray(photo).save("photos/photo.png")
+    result = run("label", "photos", "--model", folder, "--points-per-side", 2, "--output", "labels")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_folder_is_evaluated_as_the_model_is(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("pairs"), scene_files(2))
+    found = {}
+    for name, source in {"exported": folder, "model": folder.parent / "model"}.items():
+        options = ["--images", "pairs", "--protocol", "sam", "--prompts", "1", "--output", f"{name}.json"]
+        result = run("evaluate", "points", *options, "--model", source, *(["--device", "cpu"] * (name == "model")))
+        assert result.exit_code == 0, result.output
+        (found[name],) = json.loads(Path(f"{name}.json").read_text())["results"]
+    assert found["exported"]["model"]["parameters"] == found["model"]["model"]["parameters"]
+    assert found["exported"]["model"]["weights_sha256"] != found["model"]["model"]["weights_sha256"]
+    scores = [found[name]["protocols"][0]["at"]["1"]["miou"] for name in found]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(("devices", "wanted"), [("cuda:1", {"device_id": "1"}), ("cuda", {})])
+def test_a_second_gpu_is_named_to_the_provider(folder, monkeypatch, devices, wanted):
+    asked = {}
+
+    def session(path, options, providers, provider_options):
+        asked.update(zip(providers, provider_options, strict=True))
+        return SimpleNamespace(get_providers=lambda: providers)
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    ExportedEfficientSam(folder, devices=devices)
+    assert asked == {"CUDAExecutionProvider": wanted}
 
 
 def test_missing_and_altered_files_are_named(copied):
@@ -246,7 +280,8 @@ def test_a_missing_package_is_named(tiny, tiny_processor, tmp_path, monkeypatch)
         writing.FORMATS["openvino"][1](None, tmp_path / "graph.xml")
 
 
-def test_example_needs_no_torch(folder, tiny, tiny_processor, photo, tmp_path):
+@pytest.mark.parametrize("by_stability", [False, True])
+def test_example_needs_no_torch(copied, tiny, tiny_processor, photo, tmp_path, monkeypatch, by_stability):
     import subprocess
     import sys
 
@@ -255,9 +290,12 @@ def test_example_needs_no_torch(folder, tiny, tiny_processor, photo, tmp_path):
     from PIL import Image
 
     Image.fromarray(photo).save(tmp_path / "photo.png")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "rank_by_stability": by_stability}))
+    monkeypatch.setattr(tiny.config, "rank_by_stability", by_stability)
     script = REPOSITORY / "examples" / "onnx_without_torch.py"
     arguments = [
-        str(folder),
+        str(copied),
         str(tmp_path / "photo.png"),
         "--box",
         "10,8,40,30",

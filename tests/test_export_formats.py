@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, tiny_config
+from conftest import REPOSITORY, make_model, tiny_config
 
 from efficientsam_hf import EfficientSamProcessor, load_checkpoint, segment
 from efficientsam_hf.export.checking import agreement, difference
 from efficientsam_hf.export.formats import write_executorch
-from efficientsam_hf.export.official import export_for_osam
+from efficientsam_hf.export.official import OfficialDecoder, export_for_osam
 from efficientsam_hf.export.writing import export_model
 from efficientsam_hf.exported.model import ExportedEfficientSam
+from efficientsam_hf.pictures_efficientsam import read_picture
 
 pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.slow
@@ -62,6 +63,7 @@ def test_openvino(model, processor, photo, tmp_path):
 FREED_IN_A_THREAD = """
 import gc, signal, subprocess, sys, threading
 from efficientsam_hf.exported.model import ExportedEfficientSam
+from efficientsam_hf.pictures_efficientsam import read_picture
 
 models = [ExportedEfficientSam(sys.argv[1])]
 thread = threading.Thread(target=lambda: (models.clear(), gc.collect()))
@@ -104,6 +106,20 @@ def test_osam_takes_the_files(model, processor, photo, tmp_path):
     assert found.shape == wanted.shape
     assert (found != wanted).float().mean() < 1e-3  # osam's masks begin above 0, ours at 0
     compare_with_samexporter(theirs, model, processor, photo)
+
+
+def test_osams_masks_come_in_segments_order():
+    """The bundled checkpoint ranks by predicted IoU times stability, which is often another order."""
+    model, processor = load_checkpoint(device="cpu")
+    pixels = read_picture(REPOSITORY / "examples" / "images" / "coffee.jpg")
+    clicks = [[x, y] for x in range(60, 600, 120) for y in range(50, 400, 100)]
+    wanted = segment(model, processor, pixels, points=[[click] for click in clicks], zoom=0)
+    size, points = torch.tensor(pixels.shape[-2:]), torch.tensor(clicks, dtype=torch.float32)[None, :, None]
+    with torch.inference_mode():
+        masks, scores, _ = OfficialDecoder(model)(wanted.image_embeddings, points, torch.ones(1, len(clicks), 1), size)
+    torch.testing.assert_close(scores[0], wanted.scores, atol=1e-4, rtol=0)
+    assert ((masks[0] >= 0) != wanted.masks).float().mean() < 1e-3
+    assert (scores.argmax(-1) != 0).any()
 
 
 def compare_with_samexporter(theirs, model, processor, photo):

@@ -37,6 +37,24 @@ def test_a_stream_answers_as_one_call_for_each(stream, requests):
         assert torch.allclose(answer.image_embeddings, alone.image_embeddings, atol=1e-4)
 
 
+@pytest.mark.parametrize("said_by", ["argument", "config"])
+def test_a_stream_looks_closer_as_segment_does(stream, requests, monkeypatch, said_by):
+    zoom = 1.0
+    if said_by == "config":
+        monkeypatch.setattr(stream.model.config, "zoom", zoom)
+    closer = SegmentationStream(
+        stream.model, stream.processor, batch_size=2, zoom=zoom if said_by == "argument" else None
+    )
+    changed = 0
+    for (picture, prompts), answer in zip(requests, closer(requests), strict=True):
+        alone = segment(stream.model, stream.processor, picture, **prompts, zoom=zoom)
+        assert (answer.masks != alone.masks).float().mean() < 1e-3
+        assert torch.allclose(answer.scores, alone.scores, atol=1e-5)
+        plain = segment(stream.model, stream.processor, picture, **prompts, zoom=0)
+        changed += not torch.allclose(answer.scores, plain.scores, atol=1e-5)
+    assert changed == 2, "the others fill their pictures"
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_batches_do_not_matter(stream, requests, batch_size):
     other = SegmentationStream(stream.model, stream.processor, batch_size=batch_size)
@@ -71,6 +89,8 @@ def test_what_is_wrong_comes_after_what_was_right(stream, photo, tmp_path):
         list(stream([(photo, {"point": [[24, 20]]})]))
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         SegmentationStream(stream.model, stream.processor, batch_size=0)
+    with pytest.raises(ValueError, match=r"zoom wants 0 or a number from 1 on, got 0\.5"):
+        SegmentationStream(stream.model, stream.processor, zoom=0.5)
 
 
 def test_labels_of_one_picture_do_not_change_another(photo):

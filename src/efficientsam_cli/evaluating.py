@@ -194,16 +194,18 @@ def load_all(sources: list[str] | None, device: str | None, zoom: float = 0) -> 
     from transformers.utils import logging
 
     from efficientsam_hf.evaluation.campaign import describe_model
+    from efficientsam_hf.exported.manifest import is_exported
 
     from .predictors import load_predictor
 
     logging.disable_progress_bar()
-    place = place_of(device)
     wanted: list[str | None] = [*sources] if sources else [None]
     for source in wanted:
+        # An exported folder's runtime has its own names for devices, and its own choice.
+        place = device if is_exported(source) else place_of(device)
         predictor = load_predictor(source, place, zoom)
         told = f"{source or 'bundled'}{f', zoom {zoom:g}' if zoom else ''}"
-        yield predictor, describe_model(predictor, told, place.split(":")[0])
+        yield predictor, describe_model(predictor, told, (place or "its own").split(":")[0])
 
 
 def place_of(device: str | None) -> str:

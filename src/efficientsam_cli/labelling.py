@@ -50,6 +50,7 @@ def label(
     from transformers.utils import logging
 
     from efficientsam_hf import load_checkpoint
+    from efficientsam_hf.exported.manifest import is_exported
     from efficientsam_hf.labelling.boxes import BoxPrompts
     from efficientsam_hf.labelling.shards import LabelFolder
     from efficientsam_hf.labelling.sources import find_label_shards
@@ -62,7 +63,9 @@ def label(
     folder = LabelFolder(output, format, shards, settings, prompts.categories if prompts else None)
     rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
     logging.disable_progress_bar()
-    loaded, processor = load_checkpoint(model, device=device or own_device())
+    if not is_exported(model):  # whose runtime has its own names for devices
+        device = device or own_device()
+    loaded, processor = load_checkpoint(model, device=device)
     work = labeller(loaded, processor, prompts, options)
     with bar_of(folder, rank, processes) as progress:
         done = list(folder.label(work, rank, processes, progress))

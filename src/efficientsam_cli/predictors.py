@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 
-def load_predictor(source: str | None, device: str, zoom: float = 0) -> Any:
+def load_predictor(source: str | None, device: str | None, zoom: float = 0) -> Any:
     """This package's models and its peers, ready to be evaluated.
 
     Args:
-        source: Folder or Hub id; `ENCODER.onnx,DECODER.onnx`; None for the bundled checkpoint.
-        device: Where to.
+        source: Folder or Hub id; an exported folder; `ENCODER.onnx,DECODER.onnx`; None for the bundled checkpoint.
+        device: Where to; None, an exported folder's own choice.
         zoom: How close to look at each object, as in `segment`.
 
     Raises:
@@ -25,14 +25,14 @@ def load_predictor(source: str | None, device: str, zoom: float = 0) -> Any:
     if source and source.endswith(".onnx"):
         if zoom:
             raise ValueError(f"--zoom is for this package's models, got {source}")
-        return load_onnx(source, device)
+        return load_onnx(source, device or "cpu")
     folder = str(default_checkpoint() if source is None else source)
     kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     name = Path(folder).name
     if kind in ("sam", "sam_hq", "sam2", "sam2_video", "edgetam", "edgetam_video"):
         if zoom:
             raise ValueError(f"--zoom is for this package's models, got one of type {kind!r}")
-        return load_peer(kind.removesuffix("_video"), folder, device)
+        return load_peer(kind.removesuffix("_video"), folder, device or "cpu")
     if kind != EfficientSamConfig.model_type:
         wanted = "efficientsam, sam, sam_hq, sam2 or edgetam"
         raise ValueError(f"{source} holds a model of type {kind!r}, wanted {wanted}")

@@ -145,17 +145,32 @@ def segment(
     low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config.rank_by_stability)
     found, scores = processor.post_process_masks(low_resolution, sizes)[0], scores[0]
     if zoom:
-
-        def ask(part: Tensor, pointed: Pointed) -> tuple[Tensor, Tensor]:
-            clicks, marks = ([given] if given else None for given in (pointed.points, pointed.labels))
-            closer = segment(model, processor, part, clicks, marks, pointed.box, zoom=0, masks=pointed.mask)
-            return closer.masks[0], closer.scores[0]
-
-        found, scores = look_closer(picture, found, scores, objects, zoom, ask)
+        found, scores = ask_closer(model, processor, picture, found, scores, objects, zoom)
     return Segmentation(found, scores, outputs.image_embeddings)
 
 
-def pointed_at(points: list | None, labels: list | None, boxes: list | None, masks: Tensor | None) -> list[Pointed]:
+def ask_closer(
+    model: EfficientSamModel,
+    processor: EfficientSamProcessor,
+    picture: Tensor,
+    masks: Tensor,
+    scores: Tensor,
+    objects: list[Pointed],
+    zoom: float,
+) -> tuple[Tensor, Tensor]:
+    """Masks (Q, M, H, W) and scores (Q, M) of a picture (3, H, W), asked for once more as `look_closer` says."""
+
+    def ask(part: Tensor, pointed: Pointed) -> tuple[Tensor, Tensor]:
+        points, labels = ([given] if given else None for given in (pointed.points, pointed.labels))
+        closer = segment(model, processor, part, points, labels, pointed.box, zoom=0, masks=pointed.mask)
+        return closer.masks[0], closer.scores[0]
+
+    return look_closer(picture, masks, scores, objects, zoom, ask)
+
+
+def pointed_at(
+    points: list | None, labels: list | None, boxes: list | None, masks: Tensor | None = None
+) -> list[Pointed]:
     """The prompts of one image, as the processor takes them, and masks (Q, H, W), object by object."""
     rows: list[Any] = [(part or [[]])[0] for part in (points, labels, boxes)]
     objects = zip_longest(*rows, () if masks is None else masks)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .cpu_threads import in_order
 from .pictures_efficientsam import read_picture
-from .prediction import Segmentation, best_first, one_image
+from .prediction import Segmentation, ask_closer, best_first, find_zoom, one_image, pointed_at
 from .processing_efficientsam import EfficientSamProcessor
+from .zooming import Pointed
 
 PROMPTS = {"points": 3, "labels": 2, "boxes": 2}  # how deep each argument of `segment` is nested, for several objects
 
@@ -25,9 +26,10 @@ PROMPTS = {"points": 3, "labels": 2, "boxes": 2}  # how deep each argument of `s
 class Staged:
     """A batch on the model's device, ready to be segmented."""
 
+    pictures: list[Tensor]
     inputs: dict[str, Tensor]
     sizes: Tensor
-    objects: list[int]
+    objects: list[list[Pointed]]
     ready: Any  # an event of the stream that copies, or None
 
 
@@ -43,17 +45,27 @@ class SegmentationStream:
         batch_size: Pictures that the encoder sees at once.
         readers: Threads that read pictures.
         ahead: Batches that may be read before they are needed.
+        zoom: As in `segment`; a closer look costs the encoder's work for each object by itself.
+
+    Raises:
+        ValueError: for a number below 1, and a `zoom` as in `segment`.
     """
 
     def __init__(
-        self, model: Any, processor: EfficientSamProcessor, batch_size: int = 4, readers: int = 2, ahead: int = 2
+        self,
+        model: Any,
+        processor: EfficientSamProcessor,
+        batch_size: int = 4,
+        readers: int = 2,
+        ahead: int = 2,
+        zoom: float | None = None,
     ):
         for name, value in {"batch_size": batch_size, "readers": readers, "ahead": ahead}.items():
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         self.model = model
         self.processor = processor
-        self.batch_size, self.readers, self.ahead = batch_size, readers, ahead
+        self.batch_size, self.readers, self.ahead, self.zoom = batch_size, readers, ahead, find_zoom(model, zoom)
         self.device = torch.device(model.device)
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -91,18 +103,17 @@ class SegmentationStream:
         """Copy pictures to the device and prepare them there, beside what it is doing."""
         pictures, prompts = [picture for picture, _ in batch], gather(batch)
         with torch.cuda.stream(self.copying) if self.copying else nullcontext():
+            copies = pictures
             if self.copying:
-                pictures = [pinned(picture).to(self.device, non_blocking=True) for picture in pictures]
-            prepared = self.processor.image_processor(pictures, return_tensors="pt", device=self.device)
+                copies = [pinned(picture).to(self.device, non_blocking=True) for picture in pictures]
+            prepared = self.processor.image_processor(copies, return_tensors="pt", device=self.device)
             asked = self.processor(original_sizes=prepared["original_sizes"], **prompts)
             sizes = asked.pop("original_sizes")  # stays on the CPU, where fetching it would wait for the device
             inputs = {"pixel_values": prepared["pixel_values"], **asked.to(self.device)}
             ready = self.copying.record_event() if self.copying else None
-        objects = [
-            max(len(points or []), len(boxes or []))
-            for points, boxes in zip(prompts["input_points"], prompts["input_boxes"], strict=True)
-        ]
-        return Staged(inputs, sizes, objects, ready)
+        rows = zip(*(prompts[f"input_{name}"] for name in PROMPTS), strict=True)
+        objects = [pointed_at([points or []], [labels or []], [boxes or []]) for points, labels, boxes in rows]
+        return Staged(pictures, inputs, sizes, objects, ready)
 
     @torch.inference_mode()
     def compute(self, staged: Staged) -> Any:
@@ -119,8 +130,12 @@ class SegmentationStream:
         """Masks at the pictures' sizes, without those of the padding."""
         masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config.rank_by_stability)
         for row, objects in enumerate(staged.objects):
-            drawn = self.processor.post_process_masks(masks[row : row + 1, :objects], staged.sizes[row : row + 1])[0]
-            yield Segmentation(drawn, scores[row, :objects], outputs.image_embeddings[row : row + 1])
+            own, place = scores[row, : len(objects)], slice(row, row + 1)
+            drawn = self.processor.post_process_masks(masks[place, : len(objects)], staged.sizes[place])[0]
+            if self.zoom:
+                picture = staged.pictures[row]
+                drawn, own = ask_closer(self.model, self.processor, picture, drawn, own, objects, self.zoom)
+            yield Segmentation(drawn, own, outputs.image_embeddings[place])
 
 
 def read_request(request: tuple[Any, dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:

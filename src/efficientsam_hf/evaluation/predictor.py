@@ -4,6 +4,7 @@ Q objects of one H x W picture, P clicks an object, M masks an object of h x w l
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..exported.model import ExportedEfficientSam
 from ..masks_efficientsam import rank_masks
 from ..modeling_efficientsam import EfficientSamModel
 from ..prediction import segment
@@ -134,7 +136,7 @@ class Embedded:
 
 
 class EfficientSamPredictor:
-    """This package's models, of any variant.
+    """This package's models, of any variant, and their exported folders.
 
     Args:
         model: On any device.
@@ -142,11 +144,16 @@ class EfficientSamPredictor:
         name: For tables.
     """
 
-    def __init__(self, model: EfficientSamModel, processor: EfficientSamProcessor, name: str = "efficientsam"):
-        self.model = model
+    def __init__(
+        self,
+        model: EfficientSamModel | ExportedEfficientSam,
+        processor: EfficientSamProcessor,
+        name: str = "efficientsam",
+    ):
+        self.model: Any = model
         self.processor = processor
         self.name = name
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.parameters = count_parameters(model)
         self.background_clicks = processor.negative_points
         self.most_clicks: int | None = processor.max_prompt_points
         self.mask_prompts = processor.mask_prompts
@@ -186,7 +193,12 @@ class EfficientSamPredictor:
         return masks.cpu().numpy()
 
     def weights_hash(self) -> str:
-        """See `Predictor`; the same on every device and in every precision that keeps the values."""
+        """See `Predictor`; the same on every device and in every precision that keeps the values.
+
+        Of an exported folder it is that of its files.
+        """
+        if isinstance(self.model, ExportedEfficientSam):
+            return hashlib.sha256(json.dumps(self.model.manifest.files, sort_keys=True).encode()).hexdigest()
         return module_hash(self.model)
 
 
@@ -222,6 +234,14 @@ class ZoomingPredictor(EfficientSamPredictor):
     def at_size(self, embedded: Embedded, logits: Tensor) -> np.ndarray:
         """See `Predictor`."""
         return (logits > 0).cpu().numpy()
+
+
+def count_parameters(model: EfficientSamModel | ExportedEfficientSam) -> int:
+    """Of the model, or of the one that was exported."""
+    if isinstance(model, ExportedEfficientSam):
+        with torch.device("meta"):
+            model = EfficientSamModel(model.config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def module_hash(module: nn.Module) -> str:

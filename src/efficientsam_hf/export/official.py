@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ..exported.engines import wanted_package
+from ..masks_efficientsam import rank_masks
 from ..modeling_efficientsam import NO_POINT, EfficientSamModel
 from ..pictures_efficientsam import read_picture
 from ..prediction import segment
@@ -83,9 +84,11 @@ class OfficialDecoder(nn.Module):
         labels = F.pad(batched_point_labels, (0, self.slots), value=NO_POINT)[:, :, : self.slots]
         inputs = self.model.get_decoder_inputs(image_embeddings, points, labels.round().long())
         decoded = self.model.mask_decoder(**inputs, chosen=slice(1, None))
-        scores, order = decoded.iou_scores.sort(dim=-1, descending=True)
+        ranks = rank_masks(decoded.pred_masks, decoded.iou_scores, self.model.config.rank_by_stability)
+        order = ranks.argsort(dim=-1, descending=True)
         # A permutation matrix instead of an index, which would make the trace take B and Q for constants.
-        chosen = (order[..., None] == torch.arange(order.shape[-1])).to(scores.dtype)
+        chosen = (order[..., None] == torch.arange(order.shape[-1])).to(decoded.iou_scores.dtype)
+        scores = (chosen @ decoded.iou_scores[..., None])[..., 0]
         logits = (chosen @ decoded.pred_masks.flatten(3)).view_as(decoded.pred_masks).flatten(0, 1)
         masks = F.interpolate(logits, (height, width), mode="bicubic", align_corners=False)
         return masks.view(*scores.shape, height, width), scores, logits

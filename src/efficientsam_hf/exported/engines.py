@@ -49,11 +49,16 @@ def cannot_load(path: Path, manifest: Manifest, runtime: str, fault: Exception) 
 
 
 def onnx_engine(folder: Path, manifest: Manifest, devices: Sequence[str], threads: int | None) -> Engine:
-    """ONNX Runtime. Devices are its execution providers, the first that can does a node: "cuda", "tensorrt", "cpu"."""
+    """ONNX Runtime. Devices are its execution providers, the first that can does a node: "cuda", "tensorrt", "cpu".
+
+    "cuda:1" is CUDA's second device.
+    """
     onnxruntime = wanted_package("onnxruntime", "an ONNX folder")
     available = onnxruntime.get_available_providers()
     fastest = [name for name in ("cuda", "cpu") if PROVIDERS[name] in available]
-    providers = [PROVIDERS.get(name.lower(), name) for name in devices or fastest]
+    asked = [name.partition(":")[::2] for name in devices or fastest]
+    providers = [PROVIDERS.get(name.lower(), name) for name, _ in asked]
+    places = [{"device_id": place} if place else {} for _, place in asked]
     for provider in providers:
         if provider not in available:
             raise ValueError(f"onnxruntime has no provider {provider} here, found {', '.join(available)}")
@@ -64,7 +69,9 @@ def onnx_engine(folder: Path, manifest: Manifest, devices: Sequence[str], thread
     for name, graph in manifest.graphs.items():
         path = folder / graph["file"]
         try:
-            sessions[name] = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            sessions[name] = onnxruntime.InferenceSession(
+                str(path), options, providers=providers, provider_options=places
+            )
         except Exception as fault:  # its errors share no class but this
             raise cannot_load(path, manifest, f"onnxruntime {onnxruntime.__version__}", fault) from fault
         if devices and providers[0] not in (started := sessions[name].get_providers()):

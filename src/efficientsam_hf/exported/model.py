@@ -34,7 +34,7 @@ class ExportedEfficientSam:
     Args:
         folder: With a manifest.
         devices: Where the runtime computes: for ONNX its providers in order ("cpu", "cuda", "tensorrt", "coreml"),
-            for OpenVINO "cpu", "gpu", "npu" or "auto"; the CPU if None.
+            for OpenVINO "cpu", "gpu", "npu" or "auto". If None the CPU, but CUDA where onnxruntime has it.
         threads: Of the runtime on a CPU; its own choice if None.
 
     Raises:
