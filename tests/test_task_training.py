@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from conftest import make_model, tiny_config
 from test_sami_model import make_sami
 from torch import nn
@@ -15,7 +16,14 @@ from efficientsam_hf.training.classification import classification_inputs, mix_p
 from efficientsam_hf.training.encoders import backbone_config, load_backbone, load_encoder_model, windowed
 from efficientsam_hf.training.mask_sets import build_mask2former, encoder_rate, mask2former_inputs
 from efficientsam_hf.training.optimization import decay_polynomial, parameter_groups
+from efficientsam_hf.training.runs import RunOptions, start_run
 from efficientsam_hf.training.updates import weight_updates
+
+
+def test_shares_of_weights_are_refused_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+    with pytest.raises(ValueError, match="detection trains the whole model in each process, found FSDP"):
+        start_run(RunOptions(output_dir=str(tmp_path)), "detection")
 
 
 def seeded(seed: int = 0) -> torch.Generator:

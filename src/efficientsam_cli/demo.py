@@ -14,11 +14,11 @@ def demo(
     ] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="a free one from 7860 on if left out")] = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="open a browser")] = True,
-    megabytes: Annotated[float, typer.Option(help="most of an uploaded file")] = 20,
-    megapixels: Annotated[float, typer.Option(help="most of a picture")] = 40,
+    megabytes: Annotated[float, typer.Option(help="largest upload, in megabytes")] = 20,
+    megapixels: Annotated[float, typer.Option(help="largest picture, in megapixels")] = 40,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
 ) -> None:
-    """Click in a browser and see masks: points, boxes, everything, downloads. Needs gradio: the extra [demo]."""
+    """Click in a browser and see masks: points, boxes, everything, downloads. Needs gradio, from the extra `demo`."""
     try:
         from .demo_page import Limits, build_page, serve
     except ImportError as error:

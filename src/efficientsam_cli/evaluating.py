@@ -18,8 +18,12 @@ Models = Annotated[
     typer.Option(help="folder or Hub id (EfficientSAM, SAM, SAM-HQ, SAM 2, EdgeTAM), or ENCODER.onnx,DECODER.onnx; "
                  "several for a comparison; the bundled checkpoint if left out"),
 ]  # fmt: skip
-Limit = Annotated[int | None, typer.Option(help="most pictures")]
-Masks = Annotated[int | None, typer.Option(help="most masks of a picture, spread over its list")]
+OwnModels = Annotated[
+    list[str] | None,
+    typer.Option(help="folder or Hub id; several for a comparison; the bundled checkpoint if left out"),
+]
+Limit = Annotated[int | None, typer.Option(help="at most so many pictures")]
+Masks = Annotated[int | None, typer.Option(help="at most so many masks of a picture, spread over its list")]
 Crowds = Annotated[bool, typer.Option(help="ask for groups that are annotated as one, too")]
 Boundary = Annotated[bool, typer.Option(help="score the masks' boundaries, too")]
 Refine = Annotated[bool, typer.Option(help="show each answer to the model once more (SAM's own AP does)")]
@@ -37,7 +41,7 @@ def points(
     protocol: Annotated[
         list[str] | None, typer.Option(help="paper, sam, ritm, centroid; several share encodings")
     ] = None,
-    prompts: Annotated[str | None, typer.Option(help="numbers of clicks to tell, 1,3,5; the protocol's own")] = None,
+    prompts: Annotated[str | None, typer.Option(help="clicks to report after, 1,3,5; the protocol's own")] = None,
     model: Models = None,
     limit: Limit = None,
     masks: Masks = None,
@@ -115,7 +119,7 @@ def detections(
 def everything(
     images: Images,
     annotations: Annotations = None,
-    model: Models = None,
+    model: OwnModels = None,
     points_per_side: Annotated[int, typer.Option(help="clicks along each side; 64 in SAM's protocol")] = 64,
     own_settings: Annotated[
         bool, typer.Option(help="thresholds of the model's config instead of the protocol's")

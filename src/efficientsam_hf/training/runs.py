@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .checkpoints import Checkpoints
 from .progress import LossMeter, batches_per_step
 from .updates import Inputs, weight_updates
+from .weights import is_shared_out
 
 
 @dataclass(kw_only=True)
@@ -47,6 +48,9 @@ def start_run(options: RunOptions, name: str, find_unused: bool = False) -> Acce
         options: Of the run.
         name: Under which trackers file it.
         find_unused: Whether some weights get no gradient in some updates, which several processes must know.
+
+    Raises:
+        ValueError: under FSDP.
     """
     accelerator = Accelerator(
         log_with=None if options.report_to == "none" else options.report_to,
@@ -54,6 +58,10 @@ def start_run(options: RunOptions, name: str, find_unused: bool = False) -> Acce
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
     )
+    if is_shared_out(accelerator):
+        raise ValueError(
+            f"{name} trains the whole model in each process, found FSDP: take a launch file without it, as gpu_x8_bf16"
+        )
     told = {key: value for key, value in asdict(options).items() if isinstance(value, int | float | str)}
     accelerator.init_trackers(name, told)
     accelerator.gradient_accumulation_steps = batches_per_step(
@@ -131,14 +139,10 @@ def train(
     trained = ema.module if ema is not None else model
     report.figures(step, evaluate(trained))
     accelerator.end_training()
-    # What is sharded comes together here, in all processes.
-    state = ema.module.state_dict() if ema is not None else accelerator.get_state_dict(model)
     if not accelerator.is_main_process:
         return None
-    plain = accelerator.unwrap_model(model).cpu()
-    plain.load_state_dict({name: tensor.cpu() for name, tensor in state.items()})
     accelerator.print(f"{step} of {total} steps done")
-    return plain.eval()
+    return (trained if ema is not None else accelerator.unwrap_model(model)).cpu().eval()
 
 
 class Report:
