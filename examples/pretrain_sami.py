@@ -2,7 +2,7 @@
 
 From folders or tars of pictures, or a data set of the Hub; with SAM as the teacher, or with none (MAE, the baseline):
 
-    accelerate launch examples/pretrain_sami.py --sources train.tar --teacher facebook/sam-vit-huge --output_dir run
+    accelerate launch examples/pretrain_sami.py --sources imagenet --teacher facebook/sam-vit-huge --output_dir run
     accelerate launch examples/pretrain_sami.py --dataset ILSVRC/imagenet-1k --pictures 1281167 --mae --output_dir run
 
 Launch files for several GPUs lie in examples/accelerate. The same command started again goes on where the last one

@@ -20,6 +20,13 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def compiler():
+    """Torch's, which counts how often it has compiled a function in the process, and gives up at eight."""
+    yield
+    torch.compiler.reset()
+
+
 def broken(*arguments, **options):
     def compiled(*arguments, **inputs):
         raise RuntimeError("no compiler\nand more")
@@ -98,7 +105,7 @@ wants_compiler = pytest.mark.skipif(
 
 @pytest.mark.slow
 @wants_compiler
-def test_compiled_answers_are_the_same(model, pixels):
+def test_compiled_answers_are_the_same(model, pixels, compiler):
     inputs = {"pixel_values": pixels, "input_points": torch.full((2, 3, 1, 2), 30.0)}
     with torch.inference_mode():
         wanted = model(**inputs)
@@ -112,7 +119,7 @@ def test_compiled_answers_are_the_same(model, pixels):
 
 @pytest.mark.slow
 @wants_compiler
-def test_a_compiled_model_finds_everything_on_several_threads(two_threads):
+def test_a_compiled_model_finds_everything_on_several_threads(two_threads, compiler):
     model = make_model(tiny_config())
     processor = EfficientSamProcessor.from_model_config(model.config)
     photo = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)

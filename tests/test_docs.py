@@ -17,7 +17,7 @@ from pkgutil import walk_packages
 
 import pytest
 from conftest import REPOSITORY, make_model, tiny_config
-from synthetic import make_tar, scene_files
+from synthetic import make_folder, make_tar, scene_files
 from test_sami_model import sami_config
 from test_teachers import small_sam
 from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor
@@ -86,8 +86,9 @@ def furniture(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("room")
     shutil.copytree(REPOSITORY / "examples", folder / "examples")
     (folder / "sa1b").mkdir()
-    for name in ("sa_000000.tar", "sa1b/sa_000000.tar", "train.tar", "held_out.tar"):
+    for name in ("sa_000000.tar", "sa1b/sa_000000.tar", "held_out.tar"):
         make_tar(folder / name, scene_files(3))
+    make_folder(folder / "imagenet" / "train" / "n01440764", scene_files(3))
     draw_scenes = runpy.run_path(str(REPOSITORY / "examples" / "draw_scenes.py"))
     draw_scenes["main"](folder / "mine", count=5, seed=0)
     (folder / "PHOTOS").mkdir()
