@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from efficientsam_cli import app
 from efficientsam_hf import EfficientSamProcessor, save_for_hub
+from efficientsam_hf.evaluation import campaign
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,23 @@ def test_points_by_several_protocols(room, checkpoint):
     assert Image.open("results_worst.png").width > 700
     assert len(Path("results_masks.jsonl").read_text().splitlines()) == 4
     assert not list(Path().glob(".results*"))
+
+
+def test_the_worst_are_those_after_the_clicks_that_are_told(room, checkpoint, monkeypatch):
+    shown = []
+    draw = campaign.draw_sheet
+    monkeypatch.setattr(
+        campaign, "draw_sheet", lambda cases, heading: shown.append((cases, heading)) or draw(cases, heading)
+    )
+    result = run("points", *COCO, "--model", checkpoint, "--prompts", "3", "--limit", "2")
+    assert result.exit_code == 0, result.output
+    ((cases, heading),) = shown
+    assert heading.endswith("protocol sam, 3 clicks")
+    records = [json.loads(line) for line in Path("results_masks.jsonl").read_text().splitlines()]
+    walks = [[row["sam"]["iou"] for row in record["masks"]] for record in records]
+    assert any(walk[0] != walk[2] for rows in walks for walk in rows if len(walk) > 2)
+    wanted = sorted(min(walk[:3][-1] for walk in rows) for rows in walks)
+    assert [case.title.split(",")[0] for case in cases] == [f"IoU {iou:.2f}" for iou in wanted]
 
 
 def test_boxes_have_ap_and_sa1bs_layout_has_none(room, checkpoint):
