@@ -58,6 +58,13 @@ def test_points_by_several_protocols(room, checkpoint):
     assert not list(Path().glob(".results*"))
 
 
+def test_a_missing_package_is_one_line(room, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    result = run("points", *COCO, "--model", checkpoint)
+    assert result.exit_code == 2
+    assert "efficientsam: wanted the package opencv-python-headless, found none: install it" in result.output
+
+
 def test_the_worst_are_those_after_the_clicks_that_are_told(room, checkpoint, monkeypatch):
     shown = []
     draw = campaign.draw_sheet

@@ -12,6 +12,9 @@ import typer
 
 from . import demo, evaluating, exporting, labelling, pretraining, probing, publishing, segmenting, weights
 
+# What is not installed under the name that it is imported by.
+PACKAGES = {"cv2": "opencv-python-headless", "PIL": "Pillow", "sklearn": "scikit-learn"}
+
 app = typer.Typer(
     help="Segment anything, made light: EfficientSAM.",
     no_args_is_help=True,
@@ -34,6 +37,13 @@ def one_line_errors(command: Callable) -> Callable:
             command(*args, **kwargs)
         except (ValueError, OSError) as error:
             typer.echo(f"efficientsam: {str(error).strip().splitlines()[0]}", err=True)
+            raise typer.Exit(2) from error
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if not missing or missing.startswith("efficientsam"):
+                raise
+            wanted = f"wanted the package {PACKAGES.get(missing, missing)}, found none"
+            typer.echo(f"efficientsam: {wanted}: install it, or this package with the extra that has it", err=True)
             raise typer.Exit(2) from error
 
     return run
