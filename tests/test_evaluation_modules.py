@@ -1,6 +1,7 @@
 """The metrics as Hugging Face's `evaluate` loads them: from a folder, without a network."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -9,13 +10,24 @@ from efficientsam_hf.evaluation.evaluate_modules import metric_path
 from efficientsam_hf.evaluation.metrics import boundary_iou, iou
 
 
+def forget_copies() -> None:
+    """Of metrics that the process has imported, from whatever folder `evaluate` had copied them into."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+        del sys.modules[name]
+
+
 @pytest.fixture
 def load(tmp_path, monkeypatch):
     evaluate = pytest.importorskip("evaluate")
-    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", str(modules))
+    monkeypatch.syspath_prepend(modules)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    return lambda name: evaluate.load(metric_path(name), cache_dir=str(tmp_path))
+    forget_copies()
+    yield lambda name: evaluate.load(metric_path(name), cache_dir=str(tmp_path))
+    forget_copies()
 
 
 @pytest.fixture

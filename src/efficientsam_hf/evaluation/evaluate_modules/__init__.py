@@ -1,6 +1,5 @@
 """Metrics for Hugging Face's `evaluate`, a folder each, loaded from disk: `evaluate.load(metric_path("mask_iou"))`."""
 
-import importlib
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -12,8 +11,6 @@ def metric_path(name: str) -> str:
     Raises:
         ValueError: for another name.
     """
-    # `evaluate` copies the folder and imports the copy at once, which Python may not see yet if it looked just before.
-    importlib.invalidate_caches()
     names = sorted(path.parent.name for path in FOLDER.glob("*/*.py"))
     if name not in names:
         raise ValueError(f"unknown metric {name!r}, wanted one of {', '.join(names)}")
