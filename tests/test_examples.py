@@ -195,6 +195,13 @@ def test_shared_out_weights_learn_the_same_and_go_on(inputs, run, tmp_path: Path
         torch.testing.assert_close(shared[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_nothing_is_measured_on_no_pictures(inputs, run, tmp_path: Path):
+    more = ["--hold_out", "3", "--eval_every", "1", "--eval_pictures", "0", "--max_steps", "1"]
+    printed = run(*options(inputs, tmp_path, *more))
+    assert "0 pictures to measure on" in printed
+    assert not measured_in(printed)
+
+
 def test_a_loss_that_explodes_names_the_last_good_state(inputs, run, tmp_path: Path):
     given = options(inputs, tmp_path, "--save_every", "1")
     run(*given, "--max_steps", "1")

@@ -238,6 +238,19 @@ def test_a_stream_goes_on_where_it_stopped(stream, workers):
             assert torch.equal(one["noise"], other["noise"])
 
 
+def test_a_row_without_a_picture_is_skipped_and_named():
+    features = Features({"image": Image()})
+    records = [
+        {"image": None if number == 2 else {"bytes": picture_file(number), "path": None}} for number in range(5)
+    ]
+    stream = Dataset.from_list(records, features=features).to_iterable_dataset()
+    batches = take(4, 0, stream, MAKER, buffer=1)
+    assert 2 not in reds([{"pixels": pixels} for batch in batches for pixels in batch["pixels"]])
+    named = [name for batch in batches for name in batch["corrupt"] if name]
+    assert named
+    assert all(name.startswith("picture ") for name in named)
+
+
 def test_a_stream_without_the_column_is_refused(stream):
     with pytest.raises(ValueError, match="no column 'picture' in the data set: found image, label"):
         StreamedImages(stream, MAKER, batch_size=2, column="picture")
