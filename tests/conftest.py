@@ -1,6 +1,7 @@
 """What all tests share: a model small enough to be instant, a synthetic photo, and where the large data is."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,14 @@ def config() -> EfficientSamConfig:
 @pytest.fixture
 def model(config: EfficientSamConfig) -> EfficientSamModel:
     return make_model(config)
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads, which is afterwards what it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

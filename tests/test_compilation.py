@@ -13,14 +13,6 @@ from efficientsam_hf.compilation import Compiled, compile_model, in_powers_of_tw
 
 
 @pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def compiler():
     """Torch's, which counts how often it has compiled a function in the process, and gives up at eight."""
     yield
@@ -119,7 +111,8 @@ def test_compiled_answers_are_the_same(model, pixels, compiler):
 
 @pytest.mark.slow
 @wants_compiler
-def test_a_compiled_model_finds_everything_on_several_threads(two_threads, compiler):
+def test_a_compiled_model_finds_everything_on_several_threads(set_threads, compiler):
+    set_threads(2)
     model = make_model(tiny_config())
     processor = EfficientSamProcessor.from_model_config(model.config)
     photo = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)

@@ -10,11 +10,8 @@ from efficientsam_hf.cpu_threads import map_on_threads
 
 
 @pytest.fixture
-def four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+def four_threads(set_threads):
+    set_threads(4)
 
 
 def test_results_come_in_order(four_threads):

@@ -71,14 +71,14 @@ def test_the_worst_are_those_after_the_clicks_that_are_told(room, checkpoint, mo
     monkeypatch.setattr(
         campaign, "draw_sheet", lambda cases, heading: shown.append((cases, heading)) or draw(cases, heading)
     )
-    result = run("points", *COCO, "--model", checkpoint, "--prompts", "3", "--limit", "2")
+    result = run("points", *COCO, "--model", checkpoint, "--prompts", "3", "--masks", "1")
     assert result.exit_code == 0, result.output
     ((cases, heading),) = shown
     assert heading.endswith("protocol sam, 3 clicks")
     records = [json.loads(line) for line in Path("results_masks.jsonl").read_text().splitlines()]
     walks = [[row["sam"]["iou"] for row in record["masks"]] for record in records]
-    assert any(walk[0] != walk[2] for rows in walks for walk in rows if len(walk) > 2)
-    wanted = sorted(min(walk[:3][-1] for walk in rows) for rows in walks)
+    first, wanted = (sorted(min(walk[:clicks][-1] for walk in rows) for rows in walks) for clicks in (1, 3))
+    assert first != wanted
     assert [case.title.split(",")[0] for case in cases] == [f"IoU {iou:.2f}" for iou in wanted]
 
 

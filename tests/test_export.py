@@ -298,7 +298,7 @@ def test_example_needs_no_torch(copied, tiny, tiny_processor, photo, tmp_path, m
         str(copied),
         str(tmp_path / "photo.png"),
         "--box",
-        "10,8,40,30",
+        "50,28,74,44",
         "--output",
         str(tmp_path / "mask.png"),
     ]
@@ -307,5 +307,5 @@ def test_example_needs_no_torch(copied, tiny, tiny_processor, photo, tmp_path, m
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = np.array(Image.open(tmp_path / "mask.png")) > 0
-    wanted = segment(tiny, tiny_processor, photo, boxes=[10, 8, 40, 30]).masks[0, 0].numpy()
+    wanted = segment(tiny, tiny_processor, photo, boxes=[50, 28, 74, 44]).masks[0, 0].numpy()
     assert (found & wanted).sum() / (found | wanted).sum() > 0.9

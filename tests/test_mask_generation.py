@@ -245,18 +245,14 @@ def test_the_size_of_batches_changes_nothing(tiny, batch):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_no_clicks_find_nothing(tiny, threads):
+def test_no_clicks_find_nothing(tiny, threads, set_threads):
     """As the adaptive strategy asks where everything lies on a mask."""
     model, processor = tiny
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        with torch.inference_mode():
-            embeddings = model.get_image_embeddings(torch.randn(1, 3, 64, 64))
-            crop = Crop(model, processor, embeddings, (0, 0, 80, 48), (48, 80), MaskGenerationSettings())
-            assert len(crop.ask(torch.empty(0, 2))) == 0
-    finally:
-        torch.set_num_threads(before)
+    set_threads(threads)
+    with torch.inference_mode():
+        embeddings = model.get_image_embeddings(torch.randn(1, 3, 64, 64))
+        crop = Crop(model, processor, embeddings, (0, 0, 80, 48), (48, 80), MaskGenerationSettings())
+        assert len(crop.ask(torch.empty(0, 2))) == 0
 
 
 @pytest.mark.parametrize("strategy", ["grid", "adaptive"])
