@@ -407,6 +407,19 @@ def test_masks_that_do_not_fit(masks):
         make_processor(mask_prompts=True)(original_sizes=SIZES, input_points=ONE_POINT, input_masks=masks)
 
 
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([], r"\(images, objects, h, w\) = \(2, 0\), found \[\]"),
+        ([torch.zeros(()), torch.zeros(1, 16, 16)], r"= \(2, 1\), found \[\(\), \(1, 16, 16\)\]"),
+        ([torch.zeros(1, 16, 16), torch.zeros(1, 8, 8)], r"logits of one size, found \[\(1, 16, 16\), \(1, 8, 8\)\]"),
+    ],
+)
+def test_masks_that_do_not_fit_each_other(masks, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor(mask_prompts=True)(original_sizes=[(48, 80)] * 2, input_masks=masks)
+
+
 def test_an_unknown_argument_is_refused(processor, image):
     with pytest.raises(TypeError, match="input_dots"):
         processor(image, input_dots=[[[[1, 2]]]])

@@ -208,11 +208,13 @@ class EfficientSamProcessor(ProcessorMixin):
                 "wanted a checkpoint trained with mask_prompts=True"
             )
         given = [torch.as_tensor(rows) for rows in masks]
-        wanted = (images, max(objects) if objects else len(given[0]))
         shapes = [tuple(rows.shape) for rows in given]
+        wanted = (images, max(objects) if objects else max((shape[0] for shape in shapes if shape), default=0))
         if any(len(shape) != 3 or shape[0] != wanted[1] for shape in shapes) or len(given) != images:
             raise ValueError(f"input_masks wants (images, objects, h, w) = {wanted}, found {shapes}")
         given = [mask_prompts(rows, grid) if rows.dtype == torch.bool else rows for rows in given]
+        if len({rows.shape for rows in given}) > 1:
+            raise ValueError(f"input_masks wants logits of one size, found {shapes}")
         return torch.stack(given).float()
 
     def post_process_masks(self, *args: Any, **kwargs: Any) -> list[Tensor]:
