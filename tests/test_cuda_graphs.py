@@ -127,10 +127,12 @@ def test_a_model_on_a_cpu_is_refused(model):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_recorded_model_answers_as_before(model: EfficientSamModel):
-    model = model.cuda()
-    pixels = [torch.randn(2, 3, 64, 64, device="cuda") for _ in range(3)]
-    boxes = torch.tensor([[[5.0, 5, 40, 50]]] * 2, device="cuda")
+@pytest.mark.parametrize("number", range(max(1, torch.cuda.device_count())))
+def test_a_recorded_model_answers_as_before(model: EfficientSamModel, number: int):
+    device = torch.device("cuda", number)  # the current one is the first
+    model = model.to(device)
+    pixels = [torch.randn(2, 3, 64, 64, device=device) for _ in range(3)]
+    boxes = torch.tensor([[[5.0, 5, 40, 50]]] * 2, device=device)
     with torch.inference_mode():
         wanted = [model(pixel_values=picture, input_boxes=boxes) for picture in pixels]
         record_model(model)

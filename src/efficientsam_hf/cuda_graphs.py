@@ -84,16 +84,23 @@ class Recording:
     def __init__(self, eager: Callable, arguments: tuple, inputs: dict[str, Any]):
         self.arguments = tuple(own(value) for value in arguments)
         self.inputs = {name: own(value) for name, value in inputs.items()}
+        places = [*self.arguments, *self.inputs.values()]
+        device = next(place.device for place in places if isinstance(place, Tensor))
+        with torch.cuda.device(device):  # streams and graphs are the current device's, whatever the model's is
+            self.graph = torch.cuda.CUDAGraph()
+            self.answer = self.record(eager)
+
+    def record(self, eager: Callable) -> Any:
+        """Warm up, then note what the GPU is told to do; gives the answer's memory."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 eager(*self.arguments, **self.inputs)
         torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
         # Other threads, which read the next pictures, go on meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.answer = eager(*self.arguments, **self.inputs)
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+            return eager(*self.arguments, **self.inputs)
 
     @torch.inference_mode()
     def __call__(self, arguments: tuple, inputs: dict[str, Any]) -> Any:
