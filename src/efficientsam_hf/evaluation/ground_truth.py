@@ -6,6 +6,7 @@ Every layout comes in: COCO's and LVIS's JSON beside a folder of pictures, and w
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,6 +243,16 @@ def dataset_hash(pictures: Iterable[LabelledPicture]) -> str:
     return digest.hexdigest()
 
 
+def files_hash(pictures: Iterable[LabelledPicture]) -> str:
+    """SHA-256 over where these pictures lie and how large they are; other ones may have come in their place."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        blob = picture.image
+        size = blob.size if blob.size >= 0 else blob.path.stat().st_size
+        digest.update(f"{os.path.abspath(blob.path)} {blob.offset} {size}\n".encode())
+    return digest.hexdigest()
+
+
 def read_or_note(picture: LabelledPicture, skips: Skips) -> Image.Image | None:
     """The picture in RGB; None, and a note, if it cannot be read."""
     try:
@@ -272,6 +283,7 @@ __all__ = [
     "TruePicture",
     "dataset_hash",
     "describe",
+    "files_hash",
     "find_true_pictures",
     "is_finite",
     "is_four_numbers",
