@@ -11,8 +11,9 @@ import torch
 from conftest import REPOSITORY, make_model, tiny_config
 
 from efficientsam_hf import EfficientSamProcessor, load_checkpoint, segment
-from efficientsam_hf.export.checking import agreement, difference
-from efficientsam_hf.export.formats import write_executorch
+from efficientsam_hf.export import graphs
+from efficientsam_hf.export.checking import agreement, compare, difference
+from efficientsam_hf.export.formats import write_executorch, write_onnx
 from efficientsam_hf.export.official import OfficialDecoder, export_for_osam
 from efficientsam_hf.export.writing import export_model
 from efficientsam_hf.exported.model import ExportedEfficientSam
@@ -41,6 +42,44 @@ def test_torch_export_in_half_precision_with_mask_prompts(tmp_path, photo):
     assert difference(found, wanted) < 0.1
     with pytest.raises(ValueError, match="was traced for the CPU, found device cuda"):
         load_checkpoint(tmp_path / "new", device="cuda")
+
+
+def test_masks_go_with_any_number_of_pictures_and_prompts(tmp_path, monkeypatch):
+    import onnxruntime
+
+    config, trace_one = tiny_config(mask_prompts=True), graphs.trace_one
+    config.mask_decoder_config.num_hidden_layers = 1  # for the time that tracing takes
+    model = make_model(config)
+    monkeypatch.setattr(graphs, "trace_one", lambda *parts: trace_one(*parts) if "input_masks" in parts[1] else None)
+    write_onnx(graphs.trace(model)["mask_refiner"], tmp_path / "refiner.onnx")
+    session, generator = onnxruntime.InferenceSession(tmp_path / "refiner.onnx"), torch.Generator().manual_seed(0)
+    for batch, queries in ((1, 1), (1, 3), (2, 1), (2, 2), (3, 2)):
+        inputs = {
+            "image_embeddings": torch.randn(batch, 16, 4, 4, generator=generator),
+            "input_points": torch.rand(batch, queries, 1, 2, generator=generator) * 64,
+            "input_labels": torch.ones(batch, queries, 1, dtype=torch.int64),
+            "input_masks": torch.randn(batch, queries, 16, 16, generator=generator),
+        }
+        with torch.inference_mode():
+            wanted = model(**inputs).pred_masks
+        _, found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        assert difference(torch.from_numpy(found), wanted) < 1e-3
+
+
+def test_the_check_looks_at_answers_to_masks(photo):
+    model = make_model(tiny_config(mask_prompts=True))
+    processor = EfficientSamProcessor.from_model_config(model.config)
+
+    def forgets_masks(input_masks=None, **inputs):
+        return model(**inputs)
+
+    assert compare(model, processor, model, photo) == {
+        "image_embeddings": 0,
+        "iou_scores": 0,
+        "pred_masks": 0,
+        "mask_iou": 1,
+    }
+    assert compare(model, processor, forgets_masks, photo)["pred_masks"] > 1e-3
 
 
 def test_openvino(model, processor, photo, tmp_path):

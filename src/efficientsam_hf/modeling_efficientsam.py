@@ -1133,7 +1133,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         batch, count = prompts.shape[:2]
         if dense is not None and dense.ndim == 4:
             # With a mask each prompt has an image of its own.
-            image_embeddings = image_embeddings.repeat_interleave(count, dim=0)
+            image_embeddings = image_embeddings[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
             dense, prompts = dense.flatten(0, 1), prompts.flatten(0, 1)[:, None]
             if isinstance(last_stands_for, Tensor):
                 last_stands_for = last_stands_for.flatten(0, 1)[:, None]
