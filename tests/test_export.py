@@ -67,7 +67,8 @@ def edit_manifest(folder, **changes):
 def test_folder_says_what_it_is(folder):
     manifest = json.loads((folder / "export.json").read_text())
     assert (manifest["format"], manifest["dtype"], manifest["opset"]) == ("onnx", "float32", 20)
-    assert set(manifest["files"]) == {"vision_encoder.onnx", "mask_decoder.onnx"}
+    wanted = {"vision_encoder.onnx", "mask_decoder.onnx", "config.json", "processor_config.json"}
+    assert wanted == set(manifest["files"]) == {path.name for path in folder.iterdir()} - {"export.json"}
     assert manifest["graphs"]["mask_decoder"]["inputs"] == ["image_embeddings", "input_points", "input_labels"]
     assert max(manifest["check"][name] for name in ("image_embeddings", "iou_scores", "pred_masks")) < 1e-3
     assert manifest["versions"]["torch"] == torch.__version__
@@ -176,6 +177,13 @@ def test_missing_and_altered_files_are_named(copied):
         load_checkpoint(copied)
     (copied / "mask_decoder.onnx").unlink()
     with pytest.raises(ValueError, match=r"wanted the file mask_decoder.onnx, found none"):
+        load_checkpoint(copied)
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json"])
+def test_altered_settings_are_named_as_altered_graphs_are(copied, name):
+    (copied / name).write_text((copied / name).read_text() + "\n")
+    with pytest.raises(ValueError, match=f"{name}: is not the file that was exported"):
         load_checkpoint(copied)
 
 

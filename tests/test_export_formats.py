@@ -85,7 +85,7 @@ def test_the_check_looks_at_answers_to_masks(photo):
 def test_openvino(model, processor, photo, tmp_path):
     pytest.importorskip("openvino")
     manifest = export_model(model, processor, tmp_path / "new", "openvino")
-    assert set(manifest.files) == {f"{name}{end}" for name in manifest.graphs for end in (".xml", ".bin")}
+    assert set(manifest.files) > {f"{name}{end}" for name in manifest.graphs for end in (".xml", ".bin")}
     exported = ExportedEfficientSam(tmp_path / "new", threads=1)
     found = segment(exported, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
     wanted = segment(model, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
