@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -436,6 +437,26 @@ def test_the_command_labels_boxes(pictures, parts, checkpoint, tmp_path):
     asked = BoxPrompts(boxes).of("sa_0.jpg")
     one_by_one = [segment_boxes(*parts, pictures / "sa_0.jpg", [box])[0]["segmentation"] for box in asked]
     assert [record["segmentation"] for record in content["annotations"][:8]] == one_by_one
+
+
+def test_other_boxes_weights_or_settings_of_the_same_name_are_refused(pictures, checkpoint, tmp_path):
+    boxes = boxes_json(tmp_path / "boxes.json")
+    model = Path(shutil.copytree(checkpoint, tmp_path / "best"))
+    given = ["label", pictures, "--model", model, "--output", tmp_path / "out", "--boxes", boxes]
+    assert run(*given).exit_code == 0
+    for path in (boxes, model / "model.safetensors", model / "config.json"):
+        before = path.read_bytes()
+        if path == boxes:
+            boxes_json(boxes, annotations=[])
+        elif path.suffix == ".json":
+            path.write_text(json.dumps({**json.loads(before), "rank_by_stability": True}))
+        else:
+            make_model(tiny_config(), seed=1).save_pretrained(model)
+        result = run(*given)
+        assert result.exit_code == 2, path
+        assert "out holds labels with " in result.output
+        path.write_bytes(before)
+    assert run(*given).exit_code == 0
 
 
 @pytest.mark.parametrize(

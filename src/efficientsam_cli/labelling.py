@@ -50,7 +50,7 @@ def label(
     from transformers.utils import logging
 
     from efficientsam_hf import load_checkpoint
-    from efficientsam_hf.exported.manifest import is_exported
+    from efficientsam_hf.exported.manifest import checksum, is_exported
     from efficientsam_hf.labelling.boxes import BoxPrompts
     from efficientsam_hf.labelling.shards import LabelFolder
     from efficientsam_hf.labelling.sources import find_label_shards
@@ -59,17 +59,32 @@ def label(
     MaskGenerationSettings.read(**options)
     prompts = BoxPrompts(boxes) if boxes else None
     shards = find_label_shards(source, pictures_per_shard, split, column)
-    settings = {"model": model or "default", "boxes": str(boxes) if boxes else None, "options": options}
-    folder = LabelFolder(output, format, shards, settings, prompts.categories if prompts else None)
     rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
     logging.disable_progress_bar()
     if not is_exported(model):  # whose runtime has its own names for devices
         device = device or own_device()
     loaded, processor = load_checkpoint(model, device=device)
+    settings = {
+        "model": model or "default",
+        **hashes_of(loaded, processor),
+        "boxes": str(boxes) if boxes else None,
+        "boxes_sha256": checksum(boxes) if boxes else None,
+        "options": options,
+    }
+    folder = LabelFolder(output, format, shards, settings, prompts.categories if prompts else None)
     work = labeller(loaded, processor, prompts, options)
     with bar_of(folder, rank, processes) as progress:
         done = list(folder.label(work, rank, processes, progress))
     tell(folder, output, spoken=bool(done) or rank == 0)
+
+
+def hashes_of(model: Any, processor: Any) -> dict[str, str]:
+    """What tells models of one name apart: hashes of the weights, and of config and processor."""
+    from efficientsam_hf.evaluation.predictor import EfficientSamPredictor
+    from efficientsam_hf.evaluation.results import describe_model
+
+    known = describe_model(EfficientSamPredictor(model, processor), "", "")
+    return {name: known[name] for name in ("weights_sha256", "settings_sha256")}
 
 
 def own_device() -> str | None:
