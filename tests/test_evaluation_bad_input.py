@@ -92,6 +92,10 @@ def test_a_broken_picture_is_counted_or_stops_everything(coco):
     [
         ({"bbox": [90, 5, 10, 10]}, "a box beside the picture"),
         ({"bbox": [5, 5, 0, 10]}, "a box without an area"),
+        ({"bbox": [30.0, 5, 1e-7, 10]}, "a box without an area"),  # in float32, as the models that follow
+        ({"bbox": [79.9999999, 5, 10, 10]}, "a box beside the picture"),
+        ({"bbox": [-5.0, 5, 5.00000001, 10]}, "a box beside the picture"),
+        ({"bbox": [5, 5, 1e39, 10]}, "a box that is not four finite numbers"),
         ({"bbox": [5, 5, 10]}, "a box that is not four finite numbers"),
         ({"category_id": 77}, "a result of an unknown category"),
         ({"score": None}, "a score that is no finite number"),
