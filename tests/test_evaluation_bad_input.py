@@ -4,12 +4,14 @@ import json
 
 import pytest
 from oracles import Oracle, write_coco
+from PIL import Image
 from test_evaluation_coco import MODEL, campaign, write_detections
 
-from efficientsam_hf.evaluation.campaign import score_detections, score_interactive
+from efficientsam_hf.evaluation.campaign import score_detections, score_interactive, score_proposals
 from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.interactive import Settings
 from efficientsam_hf.evaluation.protocols import find_protocol
+from efficientsam_hf.masks_efficientsam import encode_rle
 
 
 @pytest.fixture
@@ -85,6 +87,26 @@ def test_a_broken_picture_is_counted_or_stops_everything(coco):
     other = campaign(coco)
     score_detections(other, Oracle(coco[2]), MODEL, write_detections(coco))
     assert other.results[0]["ap"]["AP"] == 1.0
+
+
+def test_a_picture_of_another_size_is_left_out_of_every_figure(coco):
+    path, reason = coco[0] / "images" / "1.png", "a picture of another size than its entry says"
+    with Image.open(path) as image:
+        image.resize((40, 30), Image.Resampling.NEAREST).save(path)
+
+    def find(photo):
+        masks = coco[2][photo.getpixel((0, 0))[0]]
+        return [{"segmentation": encode_rle(mask), "predicted_iou": 1.0, "stability_score": 1.0} for mask in masks]
+
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    score_detections(asked, Oracle(coco[2]), MODEL, write_detections(coco))
+    score_proposals(asked, find, MODEL, {})
+    assert [result["skipped"][reason]["count"] for result in asked.results] == [1, 1, 1]
+    assert asked.results[0]["protocols"][0]["masks"] == 6
+    assert asked.results[0]["ap"]["AP"] == asked.results[1]["ap"]["AP"] == asked.results[2]["ar"]["AR@10"] == 1.0
+    with pytest.raises(ValueError, match=rf"1\.png \(40 x 30, 80 x 60\): {reason}"):
+        score_detections(campaign(coco, strict=True), Oracle(coco[2]), MODEL, write_detections(coco))
 
 
 @pytest.mark.parametrize(

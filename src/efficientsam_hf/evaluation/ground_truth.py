@@ -138,11 +138,6 @@ def true_objects(
         skips: Takes note.
         crowds: Whether groups that are annotated as one are objects, too.
     """
-    entry = picture.entry if isinstance(picture, TruePicture) else None
-    if entry and size != (entry["height"], entry["width"]):
-        named = f"{picture.name} ({size[1]} x {size[0]}, {entry['width']} x {entry['height']})"
-        skips.add("a picture of another size than its entry says", named)
-        return []
     found = []
     for record, rle in sound_annotations(picture, size, skips):
         if record["iscrowd"] and not crowds:
@@ -254,13 +249,25 @@ def files_hash(pictures: Iterable[LabelledPicture]) -> str:
 
 
 def read_or_note(picture: LabelledPicture, skips: Skips) -> Image.Image | None:
-    """The picture in RGB; None, and a note, if it cannot be read."""
+    """The picture in RGB; None, and a note, if it cannot be read or has another size than its entry."""
     try:
-        return picture.read_image()
+        photo = picture.read_image()
     except ValueError as error:
         fault = str(error)
+    else:
+        return photo if is_of_its_size(picture, photo, skips) else None
     skips.add("a picture that cannot be read", fault)
     return None
+
+
+def is_of_its_size(picture: LabelledPicture, photo: Image.Image, skips: Skips) -> bool:
+    """Whether the picture's entry, if it has one, tells its size; else a note."""
+    entry = picture.entry if isinstance(picture, TruePicture) else None
+    if entry is None or photo.size == (entry["width"], entry["height"]):
+        return True
+    named = f"{picture.name} ({photo.width} x {photo.height}, {entry['width']} x {entry['height']})"
+    skips.add("a picture of another size than its entry says", named)
+    return False
 
 
 def picture_hash(picture: LabelledPicture) -> str:
