@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY, make_model, tiny_config
 
 from efficientsam_hf import EfficientSamProcessor, load_checkpoint, segment
-from efficientsam_hf.export import graphs
+from efficientsam_hf.export import graphs, official
 from efficientsam_hf.export.checking import agreement, compare, difference
 from efficientsam_hf.export.formats import write_executorch, write_onnx
 from efficientsam_hf.export.official import OfficialDecoder, export_for_osam
@@ -147,18 +147,31 @@ def test_osam_takes_the_files(model, processor, photo, tmp_path):
     compare_with_samexporter(theirs, model, processor, photo)
 
 
-def test_osams_masks_come_in_segments_order():
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_osams_masks_come_in_segments_order_and_interpolation(interpolation):
     """The bundled checkpoint ranks by predicted IoU times stability, which is often another order."""
     model, processor = load_checkpoint(device="cpu")
+    processor.image_processor.mask_interpolation = interpolation
     pixels = read_picture(REPOSITORY / "examples" / "images" / "coffee.jpg")
     clicks = [[x, y] for x in range(60, 600, 120) for y in range(50, 400, 100)]
     wanted = segment(model, processor, pixels, points=[[click] for click in clicks], zoom=0)
     size, points = torch.tensor(pixels.shape[-2:]), torch.tensor(clicks, dtype=torch.float32)[None, :, None]
     with torch.inference_mode():
-        masks, scores, _ = OfficialDecoder(model)(wanted.image_embeddings, points, torch.ones(1, len(clicks), 1), size)
+        decoder, labels = OfficialDecoder(model, processor), torch.ones(1, len(clicks), 1)
+        masks, scores, _ = decoder(wanted.image_embeddings, points, labels, size)
     torch.testing.assert_close(scores[0], wanted.scores, atol=1e-4, rtol=0)
-    assert ((masks[0] >= 0) != wanted.masks).float().mean() < 1e-3
+    assert ((masks[0] >= 0) != wanted.masks).float().mean() < 1e-5
     assert (scores.argmax(-1) != 0).any()
+
+
+def test_osams_files_with_other_masks_are_refused(model, processor, tmp_path, monkeypatch):
+    found = {"image_embeddings": 0.0, "iou_scores": 0.0, "mask_iou": 0.98}
+    monkeypatch.setattr(official, "trace_official", lambda *_: [None, None])
+    monkeypatch.setattr(official, "write_onnx", lambda graph, path: path.touch())
+    monkeypatch.setattr(official, "compare_official", lambda *_: found)
+    with pytest.raises(ValueError, match=r"masks agree with torch's by a mean IoU of 0\.980, wanted at least 0\.99"):
+        export_for_osam(model, processor, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def compare_with_samexporter(theirs, model, processor, photo):
