@@ -59,6 +59,15 @@ def test_bad_annotations_are_counted_or_stop_everything(coco, changes, reason, m
         )
 
 
+@pytest.mark.parametrize("ignore", [0, 1, True, None, []])
+def test_an_ignore_that_is_no_mask_is_no_fault(coco, ignore):
+    spoil(coco, ignore=ignore)
+    asked = campaign(coco, strict=True)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("ritm")], Settings())
+    assert asked.results[0]["protocols"][0]["masks"] == 9
+    assert asked.results[0]["protocols"][0]["at"]["1"]["miou"] == 1.0
+
+
 def test_missing_pictures_are_counted_or_stop_everything(coco):
     (coco[0] / "images" / "1.png").unlink()
     asked = campaign(coco)

@@ -143,7 +143,8 @@ def true_objects(
         if record["iscrowd"] and not crowds:
             continue
         mask = decode_rle(rle).numpy()
-        hidden = record.get("ignore") and read_run_lengths(record["ignore"], size, picture.name, skips)
+        ignore = record.get("ignore")  # COCO's own field of this name is a number, and counts for nothing
+        hidden = read_run_lengths(ignore, size, picture.name, skips) if isinstance(ignore, dict | list) else None
         found.append(
             TrueObject(
                 id=record["id"],
