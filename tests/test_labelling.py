@@ -208,6 +208,19 @@ def test_parts_of_a_mask_are_joined_without_more_area():
     assert outlines_of(encode_rle(np.zeros((4, 4), bool))) == []
 
 
+def test_bridges_between_parts_are_short():
+    """A frame of squares of 6 x 6 pixels, three pixels apart; the first part is in one corner."""
+    mask = np.zeros((51, 51), bool)
+    for place in range(0, 46, 9):
+        for rows, columns in ((0, place), (45, place), (place, 0), (place, 45)):
+            mask[rows : rows + 6, columns : columns + 6] = True
+    outlines = outlines_of(encode_rle(mask))
+    drawn = filled(joined(outlines), mask.shape)
+    assert len(outlines) == 20
+    assert (drawn >= mask).all()
+    assert (drawn & ~mask).sum() == 19 * 3
+
+
 def test_a_turned_picture_is_labelled_upright(tmp_path):
     image, exif = Image.fromarray(make_scene(0)[0]), Image.Exif()
     exif[274] = 6
