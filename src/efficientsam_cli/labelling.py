@@ -50,7 +50,7 @@ def label(
     from transformers.utils import logging
 
     from efficientsam_hf import load_checkpoint
-    from efficientsam_hf.exported.manifest import checksum, is_exported
+    from efficientsam_hf.exported.manifest import is_exported
     from efficientsam_hf.labelling.boxes import BoxPrompts
     from efficientsam_hf.labelling.shards import LabelFolder
     from efficientsam_hf.labelling.sources import find_label_shards
@@ -64,13 +64,8 @@ def label(
     if not is_exported(model):  # whose runtime has its own names for devices
         device = device or own_device()
     loaded, processor = load_checkpoint(model, device=device)
-    settings = {
-        "model": model or "default",
-        **hashes_of(loaded, processor),
-        "boxes": str(boxes) if boxes else None,
-        "boxes_sha256": checksum(boxes) if boxes else None,
-        "options": options,
-    }
+    settings: dict[str, Any] = {"model": model or "default", **hashes_of(loaded, processor, boxes)}
+    settings |= {"boxes": str(boxes) if boxes else None, "options": options}
     folder = LabelFolder(output, format, shards, settings, prompts.categories if prompts else None)
     work = labeller(loaded, processor, prompts, options)
     with bar_of(folder, rank, processes) as progress:
@@ -78,13 +73,15 @@ def label(
     tell(folder, output, spoken=bool(done) or rank == 0)
 
 
-def hashes_of(model: Any, processor: Any) -> dict[str, str]:
-    """What tells models of one name apart: hashes of the weights, and of config and processor."""
+def hashes_of(model: Any, processor: Any, boxes: Path | None) -> dict[str, str | None]:
+    """What tells models and boxes of one name apart: of the weights, of config and processor, of the JSON."""
     from efficientsam_hf.evaluation.predictor import EfficientSamPredictor
     from efficientsam_hf.evaluation.results import describe_model
+    from efficientsam_hf.exported.manifest import checksum
 
     known = describe_model(EfficientSamPredictor(model, processor), "", "")
-    return {name: known[name] for name in ("weights_sha256", "settings_sha256")}
+    names = ("weights_sha256", "settings_sha256")
+    return {**{name: known[name] for name in names}, "boxes_sha256": checksum(boxes) if boxes else None}
 
 
 def own_device() -> str | None:
