@@ -42,7 +42,7 @@ from efficientsam_hf.training.encoders import backbone_config, find_backbone, wi
 from efficientsam_hf.training.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs, save_mask_rcnn
 from efficientsam_hf.training.mask_sets import build_mask2former, encoder_rate, mask2former_inputs
 from efficientsam_hf.training.optimization import parameter_groups, warmup_cosine
-from efficientsam_hf.training.progress import steps_of
+from efficientsam_hf.training.progress import steps_of, warmup_steps
 from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
 
 
@@ -71,7 +71,10 @@ class Arguments(RunOptions):
     )
     total_batch: int = field(default=64, metadata={"help": "pictures a weight update, all processes together"})
     epochs: float = field(default=100, metadata={"help": "times that all pictures are seen"})
-    warmup_epochs: float = field(default=10, metadata={"help": "of them, linear climb of the learning rate"})
+    warmup_epochs: float | None = field(
+        default=None,
+        metadata={"help": "of them, linear climb of the learning rate; default: 10, or a tenth of --max_steps"},
+    )
     learning_rate: float = field(default=2e-4, metadata={"help": "highest learning rate"})
     encoder_share: float = field(default=1.0, metadata={"help": "of the rate for the pretrained encoder"})
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
@@ -130,7 +133,7 @@ def main(args: Arguments) -> None:
     with accelerator.main_process_first():
         items, held_out = build_data(args)
     total = args.max_steps or steps_of(args.epochs, len(items), args.total_batch)
-    warmup = total // 10 if args.max_steps else steps_of(args.warmup_epochs, len(items), args.total_batch)
+    warmup = warmup_steps(args.warmup_epochs, 10, args.max_steps, len(items), args.total_batch)
     model, inputs = build_model(args, items.names)
     model.train()
     if args.gradient_checkpointing:

@@ -32,7 +32,11 @@ class Picture:
 
     def read(self) -> Image.Image:
         """In RGB, as stored. Raises CorruptPictureError."""
-        return decode_picture(self.name, self.blob.read())
+        try:
+            content = self.blob.read()
+        except OSError as error:
+            raise CorruptPictureError(f"{self.name} cannot be read: {error}") from error
+        return decode_picture(self.name, content)
 
 
 def decode_picture(name: str, content: bytes) -> Image.Image:
@@ -111,7 +115,7 @@ class UnlabelledImages(Dataset):
         maker: Makes a sample of a picture.
         first: Number of the first sample; resuming starts further on.
         features: Gives the teacher's features of a crop, from a cache: picture's number, its width and height, crop,
-            epoch -> (C, h, w). They become `features` of the sample.
+            epoch -> (C, h, w). They become `features` of the sample; a picture that has none counts as corrupt.
     """
 
     def __init__(
@@ -139,19 +143,22 @@ class UnlabelledImages(Dataset):
         for step in range(min(100, len(self.pictures))):
             number = int(self.epoch_order(epoch)[(place + step) % len(self.pictures)])
             try:
-                image = self.pictures[number].read()
+                return {**self.make(number, epoch), "corrupt": "\n".join(corrupt)}
             except CorruptPictureError as error:
                 logger.warning("skipped: %s", error)
                 corrupt.append(self.pictures[number].name)
-                continue
-            sample = self.maker.make(image, number, epoch)
-            if self.features is not None:
-                crop = self.maker.draw_crop(image, number, epoch)
-                sample["features"] = self.features(number, image.size, crop, epoch)
-            return {**sample, "corrupt": "\n".join(corrupt)}
         raise ValueError(
             f"wanted a readable picture, found {len(corrupt)} corrupt ones in a row, such as {corrupt[0]}"
         )
+
+    def make(self, number: int, epoch: int) -> dict[str, Any]:
+        """A sample of picture `number`. Raises CorruptPictureError."""
+        image = self.pictures[number].read()
+        sample = self.maker.make(image, number, epoch)
+        if self.features is not None:
+            crop = self.maker.draw_crop(image, number, epoch)
+            sample["features"] = self.features(number, image.size, crop, epoch)
+        return sample
 
     def epoch_order(self, epoch: int) -> np.ndarray:
         """Numbers of the pictures in the order of this epoch."""
@@ -175,6 +182,8 @@ class StreamedImages(IterableDataset):
         first_batch: Batches of this process already taken; resuming starts further on.
         column: Where the pictures are.
         buffer: How many pictures are shuffled at a time.
+        rank: Number of this process, so that each cuts and hides in its own way.
+        ranks: How many there are.
     """
 
     def __init__(
@@ -185,6 +194,8 @@ class StreamedImages(IterableDataset):
         first_batch: int = 0,
         column: str = "image",
         buffer: int = 1000,
+        rank: int = 0,
+        ranks: int = 1,
     ):
         from datasets import Image as ImageColumn
 
@@ -196,6 +207,8 @@ class StreamedImages(IterableDataset):
         self.first_batch = first_batch
         self.column = column
         self.buffer = buffer
+        self.rank = rank
+        self.ranks = ranks
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Samples of this worker; one whose picture was corrupt names it in the next one's `corrupt`."""
@@ -221,7 +234,7 @@ class StreamedImages(IterableDataset):
             corrupt = []
 
     def records(self, lane: int, workers: int) -> Iterator[tuple[int, int, dict]]:
-        """Every `workers`-th picture of every epoch: its number in the epoch, the epoch, bytes and path."""
+        """Every `workers`-th picture of every epoch: its number among all processes', the epoch, bytes and path."""
         epoch, seen = 0, True
         while seen:
             seen = False
@@ -230,5 +243,5 @@ class StreamedImages(IterableDataset):
             for number, batch in enumerate(shuffled.iter(batch_size=1)):
                 seen = True
                 if number % workers == lane:
-                    yield number, epoch, batch[self.column][0]
+                    yield number * self.ranks + self.rank, epoch, batch[self.column][0]
             epoch += 1
