@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .blobs import Blob, find_blobs
 from .crops import Crop, SampleMaker
+from .packed_items import PackedItems
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 logger = logging.getLogger(__name__)
@@ -51,21 +52,21 @@ def decode_picture(name: str, content: bytes) -> Image.Image:
         raise CorruptPictureError(f"{name} is no readable picture: {error}") from error
 
 
-def find_pictures(sources: Sequence[str | Path]) -> list[Picture]:
+def find_pictures(sources: Sequence[str | Path]) -> Sequence[Picture]:
     """All pictures of folders (searched to their depth) and uncompressed tars, each source's sorted by name.
 
     Raises:
         FileNotFoundError: if there is nothing at a source, or no picture in it.
         ValueError: if it is a file, but no uncompressed tar.
     """
-    pictures = []
+    pictures: list[Picture] = []
     for source in sources:
         blobs = find_blobs(source, "pictures")
         found = [Picture(f"{source}/{name}", blob) for name, blob in blobs.items() if name.lower().endswith(SUFFIXES)]
         if not found:
             raise FileNotFoundError(f"no picture ({', '.join(SUFFIXES)}) in {source}: found {len(blobs)} other files")
         pictures += sorted(found, key=lambda picture: picture.name)
-    return pictures
+    return PackedItems(pictures)
 
 
 # --------------------------------------------------------------------------------------------------------------------
