@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ def find_pictures(sources: Sequence[str | Path]) -> Sequence[Picture]:
 # Data sets
 
 
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Numbers of `count` items in the order in which an epoch takes them."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
 class CorruptPictures:
     """Counts the pictures that could not be read, and stops when they are too many.
 
@@ -132,7 +139,6 @@ class UnlabelledImages(Dataset):
         self.maker = maker
         self.first = first
         self.features = features
-        self.order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
 
     def __len__(self) -> int:
         return max(self.length - self.first, 0)
@@ -140,9 +146,10 @@ class UnlabelledImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Sample `first + index`, see `SampleMaker.make`."""
         epoch, place = divmod(self.first + index, len(self.pictures))
+        order = epoch_order(self.maker.seed, epoch, len(self.pictures))
         corrupt: list[str] = []
         for step in range(min(100, len(self.pictures))):
-            number = int(self.epoch_order(epoch)[(place + step) % len(self.pictures)])
+            number = int(order[(place + step) % len(self.pictures)])
             try:
                 return {**self.make(number, epoch), "corrupt": "\n".join(corrupt)}
             except CorruptPictureError as error:
@@ -160,13 +167,6 @@ class UnlabelledImages(Dataset):
             crop = self.maker.draw_crop(image, number, epoch)
             sample["features"] = self.features(number, image.size, crop, epoch)
         return sample
-
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        """Numbers of the pictures in the order of this epoch."""
-        if self.order[0] != epoch:
-            order = np.random.default_rng((self.maker.seed, epoch)).permutation(len(self.pictures))
-            self.order = (epoch, order)
-        return self.order[1]
 
 
 class StreamedImages(IterableDataset):
