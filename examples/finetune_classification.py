@@ -39,7 +39,7 @@ from efficientsam_hf.evaluation.classification import top_accuracy
 from efficientsam_hf.training.classification import classification_inputs
 from efficientsam_hf.training.encoders import load_encoder_model
 from efficientsam_hf.training.optimization import encoder_shares, parameter_groups, warmup_cosine
-from efficientsam_hf.training.progress import steps_of
+from efficientsam_hf.training.progress import steps_of, warmup_steps
 from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
 
 
@@ -66,7 +66,10 @@ class Arguments(RunOptions):
     total_batch: int = field(default=1024, metadata={"help": "pictures a weight update, all processes together"})
     batch_size: int = field(default=32, metadata={"help": "pictures a process takes at once"})
     epochs: float = field(default=100, metadata={"help": "times that all pictures are seen"})
-    warmup_epochs: float = field(default=5, metadata={"help": "of them, linear climb of the learning rate"})
+    warmup_epochs: float | None = field(
+        default=None,
+        metadata={"help": "of them, linear climb of the learning rate; default: 5, or a tenth of --max_steps"},
+    )
     learning_rate: float = field(default=1e-3, metadata={"help": "highest learning rate"})
     layer_decay: float | None = field(
         default=None, metadata={"help": "learning rate left a layer further down; default: 0.75, but 1 for tiny"}
@@ -124,7 +127,7 @@ def main(args: Arguments) -> None:
         held_out = open_classified(args.dataset, args.test_split, items.names, **columns)
     classes, processor = len(items.names), centre_crop_processor(args.image_size)
     total = args.max_steps or steps_of(args.epochs, len(items), args.total_batch)
-    warmup = total // 10 if args.max_steps else steps_of(args.warmup_epochs, len(items), args.total_batch)
+    warmup = warmup_steps(args.warmup_epochs, 5, args.max_steps, len(items), args.total_batch)
     model = build_model(args, items.names).train()
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()

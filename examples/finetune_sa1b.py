@@ -16,12 +16,13 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list, send_to_device, set_seed
+from accelerate.utils import InitProcessGroupKwargs, gather_object, send_to_device, set_seed
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, HfArgumentParser
 
@@ -51,7 +52,13 @@ from efficientsam_hf.training.optimization import (
 from efficientsam_hf.training.overlays import answer_boxes, draw_answers, find_examples
 from efficientsam_hf.training.progress import BestScore, LossMeter, batches_per_step, log_pictures, steps_of
 from efficientsam_hf.training.recipes import RECIPES, PromptRecipe
-from efficientsam_hf.training.weights import averaged_model, keep_shares_whole, trained_model, twin_for_shards
+from efficientsam_hf.training.weights import (
+    averaged_model,
+    is_shared_out,
+    keep_shares_whole,
+    trained_model,
+    twin_for_shards,
+)
 
 # The mean squared error of a predicted IoU is below 1 unless something has gone wrong; early on it may be a bit more.
 MOST_IOU_ERROR = 10.0
@@ -197,8 +204,12 @@ def main(args: Arguments) -> None:
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
         step_scheduler_with_optimizer=False,
-        # A mask token that answers no prompt, or is never nearest, has a network without a gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            # A mask token that answers no prompt, or is never nearest, has a network without a gradient.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # Others wait while one process measures (of weights in shards), draws and saves.
+            InitProcessGroupKwargs(timeout=timedelta(hours=1)),
+        ],
     )
     keep_shares_whole(accelerator)
     accelerator.init_trackers("log", {k: v for k, v in asdict(args).items() if isinstance(v, int | float | str)})
@@ -238,15 +249,19 @@ def main(args: Arguments) -> None:
     meter = LossMeter(accelerator, checkpoints, most={"iou": MOST_IOU_ERROR})
     start, first_step = time.monotonic(), step
     started, reported = start, step
-    for number, batch in enumerate(islice(loader, max(max_steps - step, 0) * accumulate)):
+    last = step if best.is_over else max_steps  # what ended for want of patience has ended
+    for number, batch in enumerate(islice(loader, max(last - step, 0) * accumulate)):
         rate = schedule(step, peak=args.learning_rate, warmup=args.warmup, total=max_steps)
         set_learning_rate(optimizer, rate)
         with accelerator.accumulate(task):
             # By the batch's number over all processes, so that two draw what one would.
             draw = (first_step * accumulate + number) * processes + accelerator.process_index
+            generator = seeded_generator(args.seed, draw, device=accelerator.device)
+            # For what draws inside the model (skipped layers): of each process its own, and the same after a stop.
+            torch.manual_seed(generator.initial_seed() + 1)
             # Called, never task.forward: the call is what synchronises the processes.
             with accelerator.autocast():
-                losses = task(**batch, generator=seeded_generator(args.seed, draw, device=accelerator.device))
+                losses = task(**batch, generator=generator)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(task.parameters(), args.max_grad_norm)
@@ -304,11 +319,11 @@ def measure(
     best: BestScore,
     step: int,
 ) -> None:
-    """Mean IoU on held-out pictures by box and clicks, some of them drawn, the best model kept; one process works."""
-    scores = [{}]
-    if accelerator.is_main_process:
-        scores = [score_held_out(model, processor, pictures, masks=args.masks_per_image)]
-    scores = broadcast_object_list(scores)[0]
+    """Mean IoU on held-out pictures by box and clicks, some of them drawn, the best model kept."""
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    # Of weights in shards the main process alone has gathered all.
+    share = pictures[rank::ranks] if not is_shared_out(accelerator) else pictures if rank == 0 else []
+    scores = score_held_out(model, processor, share, masks=args.masks_per_image, gather=gather_object)
     accelerator.print(f"measured at step {step}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     accelerator.log({f"held_out_{name}": value for name, value in scores.items()}, step=step)
     better = best.add(sum(scores.values()) / len(scores), step)
@@ -331,6 +346,8 @@ def find_pictures(args: Arguments) -> tuple[list[list[LabelledPicture]], list[La
     # From all of them alike, a source being sorted by name.
     each = -(-args.eval_pictures // max(len(held), 1))
     measured = [part[:: -(-len(part) // each) or 1] for part in held] if each else []
+    if args.patience and not any(measured):
+        raise ValueError(f"--patience {args.patience} wants pictures to measure on, found none: give --eval_sources")
     return [train for train, _ in splits], list(chain.from_iterable(measured))
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, send_to_device, set_seed
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from accelerate.utils import gather_object, send_to_device, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -39,11 +38,16 @@ from efficientsam_hf.data.images import CorruptPictures, Picture, StreamedImages
 from efficientsam_hf.efficientnet import start_from_efficientnet
 from efficientsam_hf.training.checkpoints import Checkpoints
 from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels, cutting_as_cached, read_index
-from efficientsam_hf.training.optimization import parameter_groups, set_learning_rate, warmup_cosine
-from efficientsam_hf.training.progress import LossMeter, batches_per_step, log_pictures, steps_of
+from efficientsam_hf.training.optimization import (
+    parameter_groups,
+    seeded_generator,
+    set_learning_rate,
+    warmup_cosine,
+)
+from efficientsam_hf.training.progress import LossMeter, batches_per_step, log_pictures, steps_of, warmup_steps
 from efficientsam_hf.training.sami import draw_reconstruction, model_inputs
 from efficientsam_hf.training.teachers import Teacher, load_teacher
-from efficientsam_hf.training.weights import keep_shares_whole
+from efficientsam_hf.training.weights import averaged_model, keep_shares_whole
 
 
 @dataclass
@@ -81,7 +85,10 @@ class Arguments:
     total_batch: int = field(default=4096, metadata={"help": "pictures a weight update, all processes together"})
     batch_size: int = field(default=256, metadata={"help": "pictures a process takes at once"})
     epochs: float = field(default=400, metadata={"help": "times that all pictures are seen"})
-    warmup_epochs: float = field(default=40, metadata={"help": "of them, linear climb of the learning rate"})
+    warmup_epochs: float | None = field(
+        default=None,
+        metadata={"help": "of them, linear climb of the learning rate; default: 40, or a tenth of --max_steps"},
+    )
     max_steps: int | None = field(default=None, metadata={"help": "weight updates, instead of epochs"})
     base_rate: float = field(default=1.5e-4, metadata={"help": "learning rate for 256 pictures a weight update"})
     weight_decay: float = field(default=0.05, metadata={"help": "of matrices"})
@@ -144,8 +151,9 @@ def build_teacher(args: Arguments, config: EfficientSamSamiConfig, accelerator: 
     given = {"mean": args.teacher_mean, "std": args.teacher_std, "dtype": teacher_dtype(args, accelerator)}
     with accelerator.main_process_first():
         teacher = load_teacher(args.teacher, size, not args.before_neck, args.teacher_output, **given)
-    config.target_channels = teacher(torch.zeros(1, 3, size, size)).shape[1]
-    return teacher.to(accelerator.device)
+    teacher = teacher.to(accelerator.device)
+    config.target_channels = teacher(torch.zeros(1, 3, size, size, device=accelerator.device)).shape[1]
+    return teacher
 
 
 def main(args: Arguments) -> None:
@@ -161,10 +169,8 @@ def main(args: Arguments) -> None:
     teacher = build_teacher(args, config, accelerator)
     pictures = find_pictures(args.sources) if args.sources else None
     count = args.pictures or (len(pictures) if pictures else None)
-    if args.ema and accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("--ema keeps all weights in one place, and FSDP divides them: give one of both, got both")
     max_steps = args.max_steps or steps_of(args.epochs, count, args.total_batch)
-    warmup = steps_of(args.warmup_epochs, count, args.total_batch) if args.max_steps is None else max_steps // 10
+    warmup = warmup_steps(args.warmup_epochs, 40, args.max_steps, count, args.total_batch)
     peak = args.base_rate * args.total_batch / 256
 
     model = EfficientSamForPreTraining(config).train()
@@ -172,13 +178,10 @@ def main(args: Arguments) -> None:
         start_from_efficientnet(model.vision_encoder.embeddings.patch_embedding, args.stem)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
+    ema = averaged_model(accelerator, model, args.ema)
     groups = parameter_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, args.beta2))
     model, optimizer = accelerator.prepare(model, optimizer)
-    if ema is not None:
-        ema.to(accelerator.device)
-        accelerator.register_for_checkpointing(ema)
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
     step = checkpoints.resume()
     loader = build_loader(args, config, pictures, accelerator, step, max_steps, teacher)
@@ -194,8 +197,10 @@ def main(args: Arguments) -> None:
     bar = tqdm(total=max_steps, initial=step, disable=not accelerator.is_main_process, unit="step")
     start, reported, names = time.monotonic(), step, []
     # A loader that has no batch left is not asked for one.
-    for batch in islice(loader, max(last - step, 0) * accumulate):
+    for number, batch in enumerate(islice(loader, max(last - step, 0) * accumulate), start=step * accumulate):
         names += [name for name in batch.pop("corrupt") if name]
+        # For what draws inside the model (skipped layers): of each process its own, and the same after a stop.
+        torch.manual_seed(seeded_generator(args.seed, number, accelerator.process_index).initial_seed())
         set_learning_rate(optimizer, warmup_cosine(step, peak=peak, warmup=warmup, total=max_steps))
         inputs = model_inputs(batch, config, teacher)
         with accelerator.accumulate(model):
@@ -275,7 +280,8 @@ def build_loader(
     stream = load_dataset(args.dataset, split=args.split, streaming=True)
     stream = split_dataset_by_node(stream, accelerator.process_index, accelerator.num_processes)
     done = step * accelerator.gradient_accumulation_steps
-    samples = StreamedImages(stream, maker, args.batch_size, first_batch=done, column=args.column)
+    share = {"rank": accelerator.process_index, "ranks": accelerator.num_processes}
+    samples = StreamedImages(stream, maker, args.batch_size, first_batch=done, column=args.column, **share)
     # Already this process's part, which accelerate must not divide again.
     return (send_to_device(batch, accelerator.device) for batch in DataLoader(samples, **options))
 

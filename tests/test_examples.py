@@ -119,6 +119,10 @@ WITH_ALL += ["--hold_out", "3", "--eval_every", "2", "--eval_pictures", "2", "--
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], WITH_ALL], ids=["plain", "with all"])
 def test_finetuning_stops_and_goes_on_bit_for_bit(more, inputs, run, tmp_path: Path):
+    config = json.loads(Path(inputs["config"]).read_text())
+    config["vision_config"]["drop_path_rate"] = 0.5
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    inputs = {**inputs, "config": str(tmp_path / "tiny.json")}
     given = options(inputs, tmp_path / "parts", "--max_steps", "3", *more)
     stopped = launch("accelerate", "launch", str(FINETUNE), *given, "--max_minutes", "0")
     assert "1 process(es) of 2 batch(es) a step, 0 of 3 steps done" in stopped
@@ -225,6 +229,12 @@ def test_the_best_model_is_kept_and_a_hopeless_run_ends(inputs, run, tmp_path: P
     events = b"".join(path.read_bytes() for path in (tmp_path / "log").glob("events.*"))
     assert b"held_out_box" in events
     assert b"truth_and_answer" in events
+    # Started again it has nothing left to do.
+    before = weights_of(tmp_path)
+    again = run(*options(inputs, tmp_path, *more))
+    assert "3 of 9 steps done, model in" in again
+    assert not steps_in(again)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(tmp_path).items())
 
 
 def test_a_model_that_never_had_them_learns_all_kinds_of_prompts(inputs, run, tmp_path: Path):
@@ -259,7 +269,7 @@ def test_ones_own_pictures_are_learnt(train, inputs, run_custom, tmp_path: Path)
     start.save_pretrained(tmp_path / "start")
     EfficientSamProcessor.from_model_config(start.config).save_pretrained(tmp_path / "start")
     given = [
-        "--source",
+        "--sources",
         inputs["sources"][0],
         "--output_dir",
         str(tmp_path / "run"),
@@ -273,7 +283,7 @@ def test_ones_own_pictures_are_learnt(train, inputs, run_custom, tmp_path: Path)
         "4",
         "--eval_every",
         "2",
-        "--validation",
+        "--hold_out",
         "2",
         "--learning_rate",
         "1e-3",
@@ -290,12 +300,12 @@ def test_ones_own_pictures_are_learnt(train, inputs, run_custom, tmp_path: Path)
 
 def test_ones_own_pictures_want_some_to_choose_by(inputs, run_custom, tmp_path: Path):
     with pytest.raises(ValueError, match="--train must be decoder, lora or all, got 'encoder'"):
-        run_custom("--source", "x", "--output_dir", str(tmp_path), "--train", "encoder")
-    with pytest.raises(ValueError, match="--validation must be 2 or more, or nothing is trained on; got 1"):
-        run_custom("--source", "x", "--output_dir", str(tmp_path), "--validation", "1")
+        run_custom("--sources", "x", "--output_dir", str(tmp_path), "--train", "encoder")
+    with pytest.raises(ValueError, match="--hold_out must be 2 or more, or nothing is trained on; got 1"):
+        run_custom("--sources", "x", "--output_dir", str(tmp_path), "--hold_out", "1")
     make_folder(tmp_path / "one", scene_files(1))
     with pytest.raises(ValueError, match=r"wanted two pictures with masks or more in .*one, found 1"):
-        run_custom("--source", str(tmp_path / "one"), "--output_dir", str(tmp_path))
+        run_custom("--sources", str(tmp_path / "one"), "--output_dir", str(tmp_path))
 
 
 def with_sources(inputs: dict, *sources: str) -> dict:
@@ -359,7 +369,7 @@ def test_a_numbered_picture_that_cannot_be_read_is_skipped_and_named(inputs, run
     assert "2 skipped, such as: sa_5 in" in printed
     assert len(measured_in(printed)) == 1
     start = str(tmp_path / "run" / "model")
-    given = ["--source", folder, "--model", start, "--output_dir", str(tmp_path / "custom"), "--max_steps", "4"]
+    given = ["--sources", folder, "--model", start, "--output_dir", str(tmp_path / "custom"), "--max_steps", "4"]
     assert "2 skipped, such as: sa_5 in" in run_custom(*given, "--eval_every", "4")
 
 
@@ -487,6 +497,8 @@ def test_bad_arguments_are_said(inputs, run, tmp_path: Path, capsys):
         run(*options(inputs, tmp_path, "--sources", str(tmp_path / "missing.tar")))
     with pytest.raises(ValueError, match=r"--sources must be all streamed \(patterns, addresses\) or none, got"):
         run(*options(inputs, tmp_path, "--sources", "set", "sa_*.tar"))
+    with pytest.raises(ValueError, match="--patience 2 wants pictures to measure on, found none: give --eval_sources"):
+        run(*options(inputs, tmp_path, "--patience", "2"))
     stream = with_sources(inputs, inputs["sources"][1].replace("000000", "*"))
     with pytest.raises(ValueError, match="a stream has no second picture to paste from"):
         run(*options(stream, tmp_path, "--objects", "0.5", "--max_steps", "1"))

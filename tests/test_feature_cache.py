@@ -124,6 +124,19 @@ def test_a_corrupt_picture_has_no_features_and_is_not_asked_for(folder, teacher,
     assert [samples[number]["features"].shape for number in range(5)] == [(5, 4, 4)] * 5
 
 
+def test_a_picture_that_was_corrupt_when_cached_is_skipped_by_name(folder, teacher, tmp_path, caplog):
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[:200].ljust(len(whole), b"x"))
+    write(tmp_path / "cache", folder, teacher)
+    assert "3.png is no readable picture" in caplog.text
+    (folder / "3.png").write_bytes(whole)
+    pictures = find_pictures([folder])
+    samples = UnlabelledImages(pictures, 5, MAKER, features=FeatureCache(tmp_path / "cache", pictures, 4, MAKER))
+    corrupt = [samples[number]["corrupt"] for number in range(5)]
+    assert sorted(corrupt) == ["", "", "", "", str(folder / "3.png")]
+    assert "3.png has no features in" in caplog.text
+
+
 def test_other_teachers_pictures_and_crops_are_refused_and_both_named(folder, teacher, tmp_path):
     cache, pictures = tmp_path / "cache", find_pictures([folder])
     write(cache, folder, teacher, CROPS)
@@ -139,6 +152,11 @@ def test_other_teachers_pictures_and_crops_are_refused_and_both_named(folder, te
         FeatureCache(cache, pictures[:4], 4, MAKER)
     with pytest.raises(ValueError, match=r"has pictures .*, wanted"):
         FeatureCache(cache, pictures[::-1], 4, MAKER)
+    kept = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(kept + b"more")
+    with pytest.raises(ValueError, match=r"has pictures .*, wanted"):
+        FeatureCache(cache, find_pictures([folder]), 4, MAKER)
+    (folder / "3.png").write_bytes(kept)
     with pytest.raises(ValueError, match=r"holds the crops \{'grid': 4.*'seed': 0.*wanted .*'seed': 9"):
         FeatureCache(cache, pictures, 4, SampleMaker(seed=9, crops=2))
     with pytest.raises(ValueError, match=r"'smallest_area': 0\.2.*wanted .*'smallest_area': 0\.5"):
@@ -154,7 +172,7 @@ def test_from_the_command_to_the_training(folder, run, tmp_path):
     small_sam().save_pretrained(tmp_path / "teacher")
     (tmp_path / "student.json").write_text(json.dumps(sami_config().to_dict()))
     command = ["cache-features", str(folder), "--teacher", str(tmp_path / "teacher"), "--output", str(tmp_path / "c")]
-    command += ["--image-size", "64", "--grid", "4", "--crops", "2", "--device", "cpu"]
+    command += ["--teacher-size", "64", "--grid", "4", "--crops", "2", "--device", "cpu"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert f"features of 5 pictures: {tmp_path / 'c'}" in result.output

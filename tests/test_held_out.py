@@ -23,6 +23,16 @@ def test_the_figures_are_those_of_the_protocols(model, tmp_path):
     assert scores["clicks_3"] == evaluate_interactive(model, processor, pictures, "sam", (3,))["at"]["3"]["miou"]
 
 
+def test_processes_share_the_pictures(model, tmp_path):
+    pictures = find_labelled_pictures(str(make_folder(tmp_path, scene_files(3))))
+    processor = EfficientSamProcessor.from_model_config(model.config)
+    whole, shares = score_held_out(model, processor, pictures), []
+    for rank in (1, 0):  # the last one to come has what the other found
+        found = score_held_out(model, processor, pictures[rank::2], gather=lambda own: shares.extend(own) or shares)
+    assert len(shares) == 3
+    assert found == pytest.approx(whole)
+
+
 def test_pictures_without_masks_are_said(model, tmp_path):
     picture, record = encode_scene(0, *make_scene(0))
     record = json.dumps({**json.loads(record), "annotations": []}).encode()

@@ -260,6 +260,21 @@ def test_a_failed_save_leaves_the_old_folder(parts, tmp_path):
     assert listing(tmp_path) == before
 
 
+def test_an_interrupt_between_the_renames_leaves_the_old_folder(parts, tmp_path, monkeypatch):
+    hub.save_for_hub(*parts, tmp_path / "model")
+    before, rename = listing(tmp_path), Path.rename
+
+    def interrupted(path, target):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        hub.save_for_hub(*parts, tmp_path / "model", overwrite=True)
+    assert listing(tmp_path) == before
+
+
 def test_a_folder_with_content_is_not_touched(parts, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="wanted a new or an empty folder"):

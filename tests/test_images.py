@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
+from datasets.distributed import split_dataset_by_node
 from PIL import Image as PillowImage
 from torch.utils.data import DataLoader
 
@@ -180,6 +181,13 @@ def test_a_corrupt_picture_is_skipped_and_named(folder, caplog):
     assert "class_1/3.png is no readable picture" in caplog.text
 
 
+def test_a_picture_that_has_gone_is_skipped_as_a_corrupt_one(folder, caplog):
+    samples = UnlabelledImages(find_pictures([folder]), 6, MAKER)
+    (folder / "class_1" / "3.png").unlink()
+    assert 3 not in reds(samples[number] for number in range(6))
+    assert "class_1/3.png cannot be read: " in caplog.text
+
+
 def test_nothing_but_corrupt_pictures_stops(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"none")
     with pytest.raises(ValueError, match=r"found 1 corrupt ones in a row, such as .*a\.jpg"):
@@ -236,6 +244,13 @@ def test_a_stream_goes_on_where_it_stopped(stream, workers):
         for one, other in zip(rest, whole[done:], strict=True):
             assert torch.equal(one["pixels"], other["pixels"])
             assert torch.equal(one["noise"], other["noise"])
+
+
+def test_each_process_hides_other_patches_of_its_part_of_a_stream(stream):
+    parts = [split_dataset_by_node(stream, rank, 3) for rank in range(3)]
+    batches = [take(2, 2, part, MAKER, rank=rank, ranks=3) for rank, part in enumerate(parts)]
+    noise = torch.cat([batch["noise"] for own in batches for batch in own])
+    assert len(noise.unique(dim=0)) == len(noise) == 3 * 2 * 2
 
 
 def test_a_row_without_a_picture_is_skipped_and_named():

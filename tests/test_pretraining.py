@@ -29,7 +29,7 @@ from efficientsam_hf import (
     hub,
     modeling_efficientsam_sami,
 )
-from efficientsam_hf.training.progress import batches_per_step, steps_of
+from efficientsam_hf.training.progress import batches_per_step, steps_of, warmup_steps
 from efficientsam_hf.training.sami import training_flops
 
 PRETRAIN = REPOSITORY / "examples" / "pretrain_sami.py"
@@ -303,9 +303,18 @@ def test_epochs_and_batches_become_steps():
         batches_per_step(4096, 100, 2)
 
 
+def test_the_climb_is_as_long_as_was_said():
+    assert warmup_steps(None, 40, None, 1_281_167, 4096) == 12_511
+    assert warmup_steps(None, 40, 20, None, 4096) == 2
+    assert warmup_steps(0, 40, 20, 100, 10) == 0
+    assert warmup_steps(0.5, 40, 20, 100, 10) == 5
+    with pytest.raises(ValueError, match=r"3 epochs of warmup of a stream, .*: give --pictures"):
+        warmup_steps(3, 40, 20, None, 10)
+
+
 def test_the_defaults_are_the_papers():
     arguments = runpy.run_path(str(PRETRAIN))["Arguments"](output_dir="run", sources=["set"])
-    assert (arguments.total_batch, arguments.epochs, arguments.warmup_epochs) == (4096, 400, 40)
+    assert (arguments.total_batch, arguments.epochs) == (4096, 400)
     assert arguments.base_rate * arguments.total_batch / 256 == pytest.approx(2.4e-3)
     assert (arguments.weight_decay, arguments.beta2, arguments.ema) == (0.05, 0.95, 0.0)
 

@@ -322,6 +322,9 @@ def spoil(files: dict[str, bytes], kind: str) -> dict[str, bytes]:
     if kind == "counts":
         for annotation in record["annotations"]:
             annotation["segmentation"]["counts"] = "11"
+    if kind == "no counts":
+        for annotation in record["annotations"]:
+            del annotation["segmentation"]["counts"]
     if kind == "area":
         del record["annotations"][0]["area"]
     if kind == "tiny":
@@ -338,6 +341,7 @@ def spoil(files: dict[str, bytes], kind: str) -> dict[str, bytes]:
     [
         ("size", r"a mask of \(80, 60\) for a picture of \(60, 80\)"),
         ("counts", "run lengths of a 60 x 80 mask want to add up to 4800"),
+        ("no counts", r"a mask is broken, found KeyError\('counts'\)"),
         ("area", r"a mask is broken, found KeyError\('area'\)"),
         ("tiny", "none of 1 masks covers between 0.1953% and 90% of the picture"),
         ("none", "none of 0 masks covers between 0.1953% and 90% of the picture"),

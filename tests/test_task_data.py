@@ -13,6 +13,7 @@ from test_recipes import COLORS, room  # noqa: F401  # the fixture
 from efficientsam_hf.data.classified_images import ClassColumn, ClassFolder, TrainingCrop, open_classified
 from efficientsam_hf.data.crops import RandomResizedCrop
 from efficientsam_hf.data.epochs import EpochSamples
+from efficientsam_hf.data.images import CorruptPictureError
 from efficientsam_hf.data.instances import CocoInstances, InstanceColumn, InstanceSample, keep_lists
 from efficientsam_hf.data.randaugment import CHANGES, RandAugment
 from efficientsam_hf.data.scale_jitter import GREY, Placement, ScaleJitter, WholePicture
@@ -50,6 +51,20 @@ def test_an_epoch_has_every_item_once_and_a_resumed_run_the_same_samples():
     assert len({sample["drawn"] for sample in samples}) == 12
     resumed = EpochSamples("abcde", make, length=12, seed=3, first=4)
     assert [resumed[index] for index in range(len(resumed))] == samples[4:]
+
+
+def test_an_item_that_cannot_be_read_is_skipped_and_named(caplog):
+    def make(item, random):
+        if item in "bd":
+            raise CorruptPictureError("b.jpg is no readable picture") if item == "b" else OSError("no such disk")
+        return {"item": item}
+
+    samples = EpochSamples("abcde", make, length=10)
+    assert {samples[index]["item"] for index in range(5)} == set("ace")
+    assert "b.jpg is no readable picture" in caplog.text
+    assert "no such disk" in caplog.text
+    with pytest.raises(ValueError, match="wanted an item that can be read, found none among 100 in a row"):
+        EpochSamples("bd", make, length=2)[0]
 
 
 # --------------------------------------------------------------------------------------------------------------------

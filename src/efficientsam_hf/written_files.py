@@ -44,9 +44,14 @@ def written_beside(folder: Path, overwrite: bool) -> Iterator[Path]:
         new, old = Path(room) / "new", Path(room) / "old"
         new.mkdir()
         yield new
-        if folder.is_dir():
-            folder.rename(old)
-        new.rename(folder)
+        try:
+            if folder.is_dir():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:  # an interrupt, too: the room goes, and the old one with it
+            if old.is_dir() and not folder.is_dir():
+                old.rename(folder)
+            raise
 
 
 @contextmanager

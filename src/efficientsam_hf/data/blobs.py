@@ -22,6 +22,10 @@ class Blob:
             file.seek(self.offset)
             return file.read(self.size)
 
+    def count(self) -> int:
+        """How many bytes they are."""
+        return self.path.stat().st_size if self.size < 0 else self.size
+
 
 class WholeHeader(tarfile.TarInfo):
     """A member's header. Only zeros end a tar; `tarfile` alone would take missing or broken bytes for its end, too."""

@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .blobs import Blob, find_blobs
 from .crops import Crop, SampleMaker
+from .packed_items import PackedItems
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 logger = logging.getLogger(__name__)
@@ -32,7 +34,11 @@ class Picture:
 
     def read(self) -> Image.Image:
         """In RGB, as stored. Raises CorruptPictureError."""
-        return decode_picture(self.name, self.blob.read())
+        try:
+            content = self.blob.read()
+        except OSError as error:
+            raise CorruptPictureError(f"{self.name} cannot be read: {error}") from error
+        return decode_picture(self.name, content)
 
 
 def decode_picture(name: str, content: bytes) -> Image.Image:
@@ -47,25 +53,31 @@ def decode_picture(name: str, content: bytes) -> Image.Image:
         raise CorruptPictureError(f"{name} is no readable picture: {error}") from error
 
 
-def find_pictures(sources: Sequence[str | Path]) -> list[Picture]:
+def find_pictures(sources: Sequence[str | Path]) -> Sequence[Picture]:
     """All pictures of folders (searched to their depth) and uncompressed tars, each source's sorted by name.
 
     Raises:
         FileNotFoundError: if there is nothing at a source, or no picture in it.
         ValueError: if it is a file, but no uncompressed tar.
     """
-    pictures = []
+    pictures: list[Picture] = []
     for source in sources:
         blobs = find_blobs(source, "pictures")
         found = [Picture(f"{source}/{name}", blob) for name, blob in blobs.items() if name.lower().endswith(SUFFIXES)]
         if not found:
             raise FileNotFoundError(f"no picture ({', '.join(SUFFIXES)}) in {source}: found {len(blobs)} other files")
         pictures += sorted(found, key=lambda picture: picture.name)
-    return pictures
+    return PackedItems(pictures)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Data sets
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Numbers of `count` items in the order in which an epoch takes them."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 class CorruptPictures:
@@ -111,7 +123,7 @@ class UnlabelledImages(Dataset):
         maker: Makes a sample of a picture.
         first: Number of the first sample; resuming starts further on.
         features: Gives the teacher's features of a crop, from a cache: picture's number, its width and height, crop,
-            epoch -> (C, h, w). They become `features` of the sample.
+            epoch -> (C, h, w). They become `features` of the sample; a picture that has none counts as corrupt.
     """
 
     def __init__(
@@ -127,7 +139,6 @@ class UnlabelledImages(Dataset):
         self.maker = maker
         self.first = first
         self.features = features
-        self.order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
 
     def __len__(self) -> int:
         return max(self.length - self.first, 0)
@@ -135,30 +146,27 @@ class UnlabelledImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Sample `first + index`, see `SampleMaker.make`."""
         epoch, place = divmod(self.first + index, len(self.pictures))
+        order = epoch_order(self.maker.seed, epoch, len(self.pictures))
         corrupt: list[str] = []
         for step in range(min(100, len(self.pictures))):
-            number = int(self.epoch_order(epoch)[(place + step) % len(self.pictures)])
+            number = int(order[(place + step) % len(self.pictures)])
             try:
-                image = self.pictures[number].read()
+                return {**self.make(number, epoch), "corrupt": "\n".join(corrupt)}
             except CorruptPictureError as error:
                 logger.warning("skipped: %s", error)
                 corrupt.append(self.pictures[number].name)
-                continue
-            sample = self.maker.make(image, number, epoch)
-            if self.features is not None:
-                crop = self.maker.draw_crop(image, number, epoch)
-                sample["features"] = self.features(number, image.size, crop, epoch)
-            return {**sample, "corrupt": "\n".join(corrupt)}
         raise ValueError(
             f"wanted a readable picture, found {len(corrupt)} corrupt ones in a row, such as {corrupt[0]}"
         )
 
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        """Numbers of the pictures in the order of this epoch."""
-        if self.order[0] != epoch:
-            order = np.random.default_rng((self.maker.seed, epoch)).permutation(len(self.pictures))
-            self.order = (epoch, order)
-        return self.order[1]
+    def make(self, number: int, epoch: int) -> dict[str, Any]:
+        """A sample of picture `number`. Raises CorruptPictureError."""
+        image = self.pictures[number].read()
+        sample = self.maker.make(image, number, epoch)
+        if self.features is not None:
+            crop = self.maker.draw_crop(image, number, epoch)
+            sample["features"] = self.features(number, image.size, crop, epoch)
+        return sample
 
 
 class StreamedImages(IterableDataset):
@@ -175,6 +183,8 @@ class StreamedImages(IterableDataset):
         first_batch: Batches of this process already taken; resuming starts further on.
         column: Where the pictures are.
         buffer: How many pictures are shuffled at a time.
+        rank: Number of this process, so that each cuts and hides in its own way.
+        ranks: How many there are.
     """
 
     def __init__(
@@ -185,6 +195,8 @@ class StreamedImages(IterableDataset):
         first_batch: int = 0,
         column: str = "image",
         buffer: int = 1000,
+        rank: int = 0,
+        ranks: int = 1,
     ):
         from datasets import Image as ImageColumn
 
@@ -196,6 +208,8 @@ class StreamedImages(IterableDataset):
         self.first_batch = first_batch
         self.column = column
         self.buffer = buffer
+        self.rank = rank
+        self.ranks = ranks
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Samples of this worker; one whose picture was corrupt names it in the next one's `corrupt`."""
@@ -221,7 +235,7 @@ class StreamedImages(IterableDataset):
             corrupt = []
 
     def records(self, lane: int, workers: int) -> Iterator[tuple[int, int, dict]]:
-        """Every `workers`-th picture of every epoch: its number in the epoch, the epoch, bytes and path."""
+        """Every `workers`-th picture of every epoch: its number among all processes', the epoch, bytes and path."""
         epoch, seen = 0, True
         while seen:
             seen = False
@@ -230,5 +244,5 @@ class StreamedImages(IterableDataset):
             for number, batch in enumerate(shuffled.iter(batch_size=1)):
                 seen = True
                 if number % workers == lane:
-                    yield number, epoch, batch[self.column][0]
+                    yield number * self.ranks + self.rank, epoch, batch[self.column][0]
             epoch += 1

@@ -65,6 +65,8 @@ class PairReader:
             cells = [shrink(mask, size) for mask in chosen]
         except ValueError as error:
             raise ValueError(f"{pair.name} in {pair.image.path}: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{pair.name} in {pair.image.path}: a mask is broken, found {error!r}") from error
         # Small numbers: 32 masks as floats would be 8 MB to fill, to batch and to hand to another process.
         labels = torch.full((self.masks_per_image, *size), -1, dtype=torch.int8)
         fitting = [mask for mask in cells if 0 < np.count_nonzero(mask) <= self.largest_share * mask.size]

@@ -7,6 +7,7 @@ what a kill left is done again; processes take shards in turn.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from ..data.crops import Crop, SampleMaker, cut
 from ..data.images import CorruptPictureError, Picture
 from ..written_files import written_together
 from .teachers import Teacher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ class CacheSettings:
 
 
 def pictures_digest(pictures: Sequence[Picture]) -> str:
-    """A fingerprint of which pictures there are, and in which order."""
-    names = "\n".join("/".join(Path(picture.name).parts[-2:]) for picture in pictures)
-    return hashlib.sha256(names.encode()).hexdigest()[:16]
+    """A fingerprint of which pictures there are, of how many bytes, and in which order."""
+    lines = (f"{'/'.join(Path(picture.name).parts[-2:])} {picture.blob.count()}" for picture in pictures)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def write_cache(
@@ -106,7 +109,8 @@ def look(
     for number in numbers:
         try:
             image = pictures[number].read()
-        except CorruptPictureError:
+        except CorruptPictureError as error:
+            logger.warning("skipped: %s", error)
             continue
         whole = Crop(0, 0, *image.size, False)
         crops = [maker.draw_crop(image, number, epoch) for epoch in range(settings.crops)] or [whole]
@@ -216,6 +220,7 @@ class FeatureCache:
         teacher: dict[str, Any] | None = None,
     ):
         self.folder = Path(folder)
+        self.pictures = pictures
         self.grid = grid
         self.settings = CacheSettings(**read_index(folder)["settings"])
         wanted: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
@@ -237,7 +242,11 @@ class FeatureCache:
         return {**self.__dict__, "open_shards": {}}
 
     def __call__(self, number: int, size: tuple[int, int], crop: Crop, epoch: int) -> Tensor:
-        """Features (C, grid, grid) of a crop of picture `number`, whose size is (width, height)."""
+        """Features (C, grid, grid) of a crop of picture `number`, whose size is (width, height).
+
+        Raises:
+            CorruptPictureError: if the picture could not be read when the cache was made.
+        """
         if self.settings.crops:
             return self.read(number, epoch % self.settings.crops).float()
         return crop_features(self.read(number, 0).float(), size, crop, self.grid)
@@ -247,7 +256,11 @@ class FeatureCache:
         shard = number // self.settings.pictures_per_shard
         if shard not in self.open_shards:
             self.open_shards[shard] = safe_open(shard_files(self.folder, shard)[0], framework="pt")
-        return self.open_shards[shard].get_tensor(f"{number}.{place}")
+        try:
+            return self.open_shards[shard].get_tensor(f"{number}.{place}")
+        except SafetensorError as error:
+            name = self.pictures[number].name
+            raise CorruptPictureError(f"{name} has no features in {self.folder}, where it was unreadable") from error
 
 
 def crop_features(features: Tensor, size: tuple[int, int], crop: Crop, grid: int) -> Tensor:

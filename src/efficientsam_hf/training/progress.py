@@ -109,6 +109,21 @@ def steps_of(epochs: float, pictures: int, total_batch: int) -> int:
     return max(math.ceil(epochs > 0), int(epochs * pictures / total_batch))
 
 
+def warmup_steps(
+    epochs: float | None, paper: float, max_steps: int | None, pictures: int | None, total_batch: int
+) -> int:
+    """Steps of climb in so many epochs; where none are given the paper's, or a tenth of a number of steps.
+
+    Raises:
+        ValueError: for epochs of nobody knows how many pictures.
+    """
+    if epochs is None and max_steps is not None:
+        return max_steps // 10
+    if pictures is None:
+        raise ValueError(f"{epochs} epochs of warmup of a stream, which does not say how long it is: give --pictures")
+    return steps_of(paper if epochs is None else epochs, pictures, total_batch)
+
+
 def batches_per_step(total_batch: int, batch_size: int, processes: int) -> int:
     """How many batches a process takes for one weight update.
 
