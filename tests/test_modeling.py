@@ -3,7 +3,13 @@ import torch
 from conftest import detail_config, make_model, stem_config, tiny_config
 from torch.testing import assert_close
 
-from efficientsam_hf import EfficientSamModel, EfficientSamVisionModel
+from efficientsam_hf import (
+    EfficientSamForImageClassification,
+    EfficientSamForPreTraining,
+    EfficientSamModel,
+    EfficientSamSamiConfig,
+    EfficientSamVisionModel,
+)
 from efficientsam_hf.modeling_efficientsam import join_windows, partition_windows
 
 POINTS = torch.tensor([[[[10.0, 20.0]], [[40.0, 50.0]]], [[[5.0, 60.0]], [[33.0, 7.0]]]])
@@ -172,6 +178,20 @@ def test_labels_give_a_loss_that_reaches_every_part(model, pixels):
     assert all(any(part in name for part in unseen) for name in untouched)
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.get_input_embeddings().parameters())
     assert model.prompt_encoder.foreground.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("make_config", [tiny_config, stem_config, detail_config])
+def test_inputs_may_require_gradients_as_adapters_under_checkpointing_ask(make_config, pixels):
+    config = make_config()
+    sami = EfficientSamSamiConfig(vision_config=config.vision_config.to_dict())
+    models = [make_model(config), EfficientSamVisionModel(config.vision_config), EfficientSamForPreTraining(sami)]
+    for model in [*models, EfficientSamForImageClassification(config.vision_config)]:
+        read = []
+        model.requires_grad_(False).enable_input_require_grads()
+        layer = model.vision_encoder.layers[0]
+        layer.register_forward_pre_hook(lambda _, inputs, read=read: read.append(inputs[0]))
+        model(pixels, **({"input_points": POINTS} if model is models[0] else {}))
+        assert read[0].requires_grad
 
 
 def test_gradient_checkpointing_changes_nothing(model, pixels):

@@ -397,6 +397,11 @@ class EfficientSamVisionEmbeddings(nn.Module):
         # The first row is a class token's from pretraining, which the encoder does not use.
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, config.hidden_size))
 
+    @property
+    def input_layer(self) -> nn.Module:
+        """The layer that gives the patches, as one tensor; a stem gives details beside them."""
+        return getattr(self.patch_embedding, "projection", self.patch_embedding)
+
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, H, W) -> (B, h, w, C), and details (B, channels, h, w) or None."""
         sides = pixel_values.shape[2:]
@@ -524,8 +529,8 @@ class EfficientSamVisionEncoder(EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
-        return self.embeddings.patch_embedding
+        """The layer whose output the first block reads, where transformers asks for it."""
+        return self.embeddings.input_layer
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -1310,7 +1315,7 @@ class EfficientSamVisionModel(EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
+        """The layer whose output the first block reads, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
     def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> EfficientSamVisionOutput:
@@ -1333,7 +1338,7 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
+        """The layer whose output the first block reads, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

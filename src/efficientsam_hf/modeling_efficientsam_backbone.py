@@ -82,8 +82,8 @@ class EfficientSamTrunk(EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
-        return self.embeddings.patch_embedding
+        """The layer whose output the first block reads, where transformers asks for it."""
+        return self.embeddings.input_layer
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -190,7 +190,7 @@ class EfficientSamBackbone(BackboneMixin, EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
+        """The layer whose output the first block reads, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
     @merge_with_config_defaults
@@ -274,7 +274,7 @@ class EfficientSamForImageClassification(EfficientSamPreTrainedModel):
             init.normal_(module.class_token, std=self.config.initializer_range)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
+        """The layer whose output the first block reads, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
     def pool(self, hidden_states: Tensor) -> Tensor:
