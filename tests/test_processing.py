@@ -275,6 +275,45 @@ def test_masks_of_any_size_become_logits_by_the_share_of_a_cell(size):
     assert (found[0, 2] == -3).all()
 
 
+@pytest.mark.parametrize("size", [(48, 80), (16, 16)])
+def test_masks_of_every_kind_are_the_same_prompt_and_the_same_label(size):
+    left = np.zeros((2, *size), bool)
+    left[0, :, : size[1] // 2], left[1, : size[0] // 2] = True, True
+    kinds = {
+        "0 and 255": left.astype(np.uint8) * 255,
+        "0 and 1": left.astype(np.uint8),
+        "unsigned": left.astype(np.uint16),
+        "flipped": left[:, ::-1].copy()[:, ::-1],
+        "lists": left.tolist(),
+        "tensors": list(torch.from_numpy(left)),
+        "unsigned tensor": torch.from_numpy(left.astype(np.uint32)),
+        "pictures": [PIL.Image.fromarray(mask) for mask in left],
+        "grey pictures": [PIL.Image.fromarray(mask.astype(np.uint8) * 255) for mask in left],
+    }
+    processor = make_processor(mask_prompts=True)
+    wanted = processor(original_sizes=[size], input_masks=left[None], segmentation_maps=left[None])
+    assert set(wanted.input_masks.unique().tolist()) == {-3, 3}
+    assert set(wanted.labels.unique().tolist()) == {0, 1}
+    for kind, masks in kinds.items():
+        found = processor(original_sizes=[size], input_masks=[masks], segmentation_maps=[masks])
+        assert torch.equal(found.input_masks, wanted.input_masks), kind
+        assert torch.equal(found.labels, wanted.labels), kind
+    one = PIL.Image.fromarray(left[0])
+    found = processor(original_sizes=[size], input_masks=[one], segmentation_maps=[one])
+    assert torch.equal(found.input_masks, wanted.input_masks[:, :1])
+    assert torch.equal(found.labels, wanted.labels[:, :1])
+
+
+@pytest.mark.parametrize("name", ["input_masks", "segmentation_maps"])
+@pytest.mark.parametrize(
+    "masks", ["words", None, [torch.zeros(48, 80), torch.zeros(80, 48)], [np.zeros((48, 80)), np.zeros((80, 48))]]
+)
+def test_what_is_no_mask_is_refused_by_its_image(name, masks):
+    given = {name: [torch.zeros(2, 48, 80), masks]}
+    with pytest.raises(ValueError, match=f"image 1: {name} wants arrays, tensors or pictures of one size"):
+        make_processor(mask_prompts=True)(original_sizes=[(48, 80)] * 2, **given)
+
+
 def test_six_slots_are_the_limit_and_padding_takes_none(processor):
     box, six = [1, 1, 9, 9], [[1, 2]] * 6
     assert processor(original_sizes=SIZES, input_points=[[six]]).input_labels.sum() == 6
