@@ -321,6 +321,19 @@ def test_compiles_without_a_break(model, pixels):
     assert single.pred_masks.shape[2] == 1
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_once_it_takes_other_numbers_of_pictures_and_prompts():
+    model = make_model(tiny_config())
+    torch.compiler.reset()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="eager")
+    for pictures, prompts, clicks in ((2, 3, 2), (2, 5, 2), (3, 4, 4)):
+        pixels, points = torch.randn(pictures, 3, 64, 64), 64 * torch.rand(pictures, prompts, clicks, 2)
+        same(compiled(pixels, input_points=points), model(pixels, input_points=points))
+    with pytest.raises(RuntimeError, match=r"a prompt has 6 slots .* got more"):
+        compiled(pixels, input_points=64 * torch.rand(3, 4, 7, 2))
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -354,6 +367,28 @@ def test_compiles_without_a_break(model, pixels):
 def test_bad_input_names_what_was_found_and_what_was_wanted(model, inputs, message):
     with pytest.raises(ValueError, match=message):
         model(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_boxes": BOXES[:, :1]}, r"input_boxes must be \(2, 2, 4\), got \(2, 1, 4\)"),
+        ({"input_masks": torch.zeros(2, 1, 16, 16)}, r"input_masks must be \(2, 2, 16, 16\), got \(2, 1, 16, 16\)"),
+        ({"input_masks": torch.zeros(2, 3, 16, 16)}, r"input_masks must be \(2, 2, 16, 16\), got \(2, 3, 16, 16\)"),
+        ({"labels": torch.ones(2, 1, 16, 16)}, r"labels must be \(2, 2, h, w\), got \(2, 1, 16, 16\)"),
+        ({"labels": torch.ones(1, 2, 16, 16)}, r"labels must be \(2, 2, h, w\), got \(1, 2, 16, 16\)"),
+        ({"labels": torch.ones(2, 16, 16)}, r"labels must be \(2, 2, h, w\), got \(2, 16, 16\)"),
+        (
+            {"image_embeddings": torch.zeros(2, 17, 4, 4), "pixel_values": None},
+            r"image_embeddings must be \(\*, 16, \*, \*\), got \(2, 17, 4, 4\)",
+        ),
+        ({"pixel_values": torch.zeros(2, 4, 64, 64)}, r"must be \(B, 3, H, W\) .* got \(2, 4, 64, 64\)"),
+    ],
+)
+def test_what_belongs_together_has_the_same_pictures_and_prompts(inputs, message, pixels):
+    model = make_model(tiny_config(mask_prompts=True))
+    with pytest.raises(ValueError, match=message):
+        model(**{"pixel_values": pixels, "input_points": POINTS, **inputs})
 
 
 def attend(attention, query, key, value):

@@ -396,6 +396,7 @@ class EfficientSamVisionEmbeddings(nn.Module):
     def __init__(self, config: EfficientSamVisionConfig):
         super().__init__()
         self.grid_size = config.position_grid_size
+        self.num_channels = config.num_channels
         self.patch_size = config.patch_size
         self.patch_embedding = (
             EfficientSamConvolutionalStem(config)
@@ -412,10 +413,11 @@ class EfficientSamVisionEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, H, W) -> (B, h, w, C), and details (B, channels, h, w) or None."""
-        sides = pixel_values.shape[2:]
-        if len(sides) != 2 or any(side < self.patch_size or side % self.patch_size for side in sides):
+        channels, sides = pixel_values.shape[1:2], pixel_values.shape[2:]
+        fits = channels == (self.num_channels,) and len(sides) == 2
+        if not fits or any(side < self.patch_size or side % self.patch_size for side in sides):
             raise ValueError(
-                f"pixel_values must be (B, 3, H, W) with H and W multiples of {self.patch_size}, "
+                f"pixel_values must be (B, {self.num_channels}, H, W) with H and W multiples of {self.patch_size}, "
                 f"got {tuple(pixel_values.shape)}"
             )
         patches, details = self.patch_embedding(pixel_values.to(self.position_embedding.dtype)), None
@@ -1468,7 +1470,7 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         input_masks: Tensor | None = None,
     ) -> dict[str, Any]:
         """Embeddings (B, C, h, w) and prompts as in `forward` -> what the mask decoder's `forward` takes."""
-        self.check_prompts(embeddings, input_points, input_boxes, input_masks)
+        check_prompts(self.config, embeddings, input_points, input_boxes, input_masks)
         if input_points is None and input_boxes is None:
             input_boxes = embeddings.new_full((*input_masks.shape[:2], 4), -1.0)
         image_inputs = self.get_image_inputs(embeddings, input_masks)
@@ -1495,26 +1497,38 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         prompts = self.prompt_encoder(self.shared_image_embedding, points, labels, size)
         return {"prompts": prompts, "last_stands_for": self.prompt_encoder.slots_of_tokens(labels, prompts.shape[2])}
 
-    def check_prompts(
-        self, embeddings: Tensor, points: Tensor | None, boxes: Tensor | None, masks: Tensor | None
-    ) -> None:
-        """Refuse prompts of the wrong shape, or never taught; the processor has looked at their values."""
-        batch, _, height, width = embeddings.shape
-        if points is None and boxes is None and masks is None:
-            raise ValueError("give input_points, input_boxes or input_masks: got no prompt")
-        if masks is not None and not self.config.prompt_encoder_config.mask_prompts:
-            raise ValueError("got input_masks, but this model never learnt mask prompts (config: mask_prompts=False)")
-        wanted = {"input_points": (points, (None, None, 2)), "input_boxes": (boxes, (None, 4))}
-        wanted["input_masks"] = (masks, (None, 4 * height, 4 * width))
-        for name, (tensor, shape) in wanted.items():
-            if tensor is None:
-                continue
-            fits = tensor.ndim == len(shape) + 1 and all(
-                want in (None, found) for want, found in zip((batch, *shape), tensor.shape, strict=True)
-            )
-            if not fits:
-                text = ", ".join(str(want or "*") for want in (batch, *shape))
-                raise ValueError(f"{name} must be ({text}), got {tuple(tensor.shape)}")
+
+def check_prompts(
+    config: EfficientSamConfig, embeddings: Tensor, points: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+) -> None:
+    """Refuse embeddings and prompts of the wrong shape, or never taught; the processor has looked at their values.
+
+    Raises:
+        ValueError: naming what was found and what was wanted.
+    """
+    if points is None and boxes is None and masks is None:
+        raise ValueError("give input_points, input_boxes or input_masks: got no prompt")
+    if masks is not None and not config.prompt_encoder_config.mask_prompts:
+        raise ValueError("got input_masks, but this model never learnt mask prompts (config: mask_prompts=False)")
+    check_shape("image_embeddings", embeddings, None, config.vision_config.embedding_channels, None, None)
+    batch, _, height, width = embeddings.shape
+    given = {"input_points": (points, (None, 2)), "input_boxes": (boxes, (4,))}
+    given["input_masks"] = (masks, (4 * height, 4 * width))
+    count = None
+    for name, (tensor, shape) in given.items():
+        if tensor is not None:
+            check_shape(name, tensor, batch, count, *shape)
+            count = tensor.shape[1]
+
+
+def check_shape(name: str, tensor: Tensor, *wanted: int | None) -> None:
+    """Refuse a tensor of another shape than wanted; where None is wanted, any number will do."""
+    fits = tensor.ndim == len(wanted) and all(
+        want is None or want == found for want, found in zip(wanted, tensor.shape, strict=True)
+    )
+    if not fits:
+        text = ", ".join("*" if want is None else str(want) for want in wanted)
+        raise ValueError(f"{name} must be ({text}), got {tuple(tensor.shape)}")
 
 
 def gather_slots(points: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -1544,12 +1558,15 @@ def drop_padding(points: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Te
 
     Raises:
         ValueError: if a prompt really fills more.
+        RuntimeError: the same from within a compiled model. What `torch.export` writes drops the last ones.
     """
     order = (labels == NO_POINT).int().argsort(dim=2, stable=True)
     points, labels = points.take_along_dim(order[..., None], dim=2), labels.take_along_dim(order, dim=2)
-    if not torch.compiler.is_compiling() and (labels[:, :, slots:] != NO_POINT).any():
-        found = int((labels != NO_POINT).sum(-1).max())
-        raise ValueError(f"a prompt has {slots} slots (a point takes one, a box two), got {found}")
+    wanted, too_many = f"a prompt has {slots} slots (a point takes one, a box two)", labels[:, :, slots:] != NO_POINT
+    if not torch.compiler.is_compiling() and too_many.any():
+        raise ValueError(f"{wanted}, got {int((labels != NO_POINT).sum(-1).max())}")
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        torch._assert_async(~too_many.any(), f"{wanted}, got more")
     return points[:, :, :slots], labels[:, :, :slots]
 
 
