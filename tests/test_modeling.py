@@ -168,6 +168,19 @@ def test_tuple_output(model, pixels):
     assert_close(embeddings, same_outputs.image_embeddings)
 
 
+@torch.no_grad()
+def test_float64_answers_as_float32_does_saved_and_loaded_too(pixels, tmp_path):
+    model = make_model(detail_config(mask_prompts=True))
+    for inputs in ({"input_points": POINTS}, {"input_boxes": BOXES, "input_masks": torch.ones(2, 2, 16, 16)}):
+        wanted = model.float()(pixels, **inputs)
+        precise = model.double()(pixels.double(), **inputs)
+        assert precise.pred_masks.dtype == torch.float64
+        assert_close(precise.pred_masks.float(), wanted.pred_masks, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    loaded = EfficientSamModel.from_pretrained(tmp_path, dtype="auto")
+    assert_close(loaded(pixels.double(), **inputs).pred_masks, precise.pred_masks)
+
+
 def test_labels_give_a_loss_that_reaches_every_part(model, pixels):
     model.train()
     model(pixels, input_points=POINTS, labels=torch.ones(2, 2, 16, 16)).loss.backward()

@@ -260,7 +260,8 @@ class EfficientSamPositionalEmbedding(nn.Module):
     def forward(self, coordinates: Tensor) -> Tensor:
         """Coordinates x, y as fractions of the picture (..., 2) -> (..., C), float32."""
         with maybe_autocast(coordinates.device.type, enabled=False):
-            angles = 2 * math.pi * ((2 * coordinates.float() - 1) @ self.gaussian_matrix)
+            # Loading in float64 has made the matrix float64.
+            angles = 2 * math.pi * ((2 * coordinates.float() - 1) @ self.gaussian_matrix.float())
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def grid(self, height: int, width: int) -> Tensor:
@@ -1249,7 +1250,8 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         cells = image.written_out(prepared.upscaling, less=prepared.channel_means)
         weights = self.mask_weights(tokens, chosen).flatten(0, 1)
         # Cell by cell first: one sum of a million squares would lose digits.
-        lengths = torch.linalg.vector_norm(cells, dim=2, keepdim=True, dtype=torch.float32)
+        precise = torch.promote_types(cells.dtype, torch.float32)
+        lengths = torch.linalg.vector_norm(cells, dim=2, keepdim=True, dtype=precise)
         variance = lengths.square().sum(1, keepdim=True) / cells[0].numel()
         factor = (variance + self.upscale_norm.eps).rsqrt().to(cells.dtype)
         gain, shift = self.upscale_norm.weight.repeat(4) * factor, self.upscale_norm.bias.repeat(4)
