@@ -11,7 +11,13 @@ from test_sami_model import make_sami
 from transformers import AutoConfig, AutoModelForImageClassification, BitImageProcessorPil, pipeline
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
-from efficientsam_hf import EfficientSamForImageClassification, EfficientSamVisionConfig, EfficientSamVisionModel
+from efficientsam_hf import (
+    EfficientSamForImageClassification,
+    EfficientSamImageProcessor,
+    EfficientSamVisionConfig,
+    EfficientSamVisionModel,
+    save_for_hub,
+)
 
 
 def make_classifier(**fields) -> EfficientSamForImageClassification:
@@ -132,3 +138,20 @@ def test_pipeline_and_auto_classes(pooling, tmp_path):
     assert {row["label"]: row["score"] for row in found[0]} == pytest.approx(
         {names[n]: share.item() for n, share in enumerate(shares)}, abs=1e-6
     )
+
+
+@pytest.mark.parametrize("task", ["image-classification", "image-feature-extraction"])
+@pytest.mark.parametrize("save", ["plain", "for the Hub"])
+def test_pipelines_run_our_own_processor_without_a_question(save, task, tmp_path, monkeypatch):
+    head = EfficientSamForImageClassification if task == "image-classification" else EfficientSamVisionModel
+    model, processor = head(tiny_config().vision_config), EfficientSamImageProcessor(size=64)
+    if save == "plain":
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+    else:
+        save_for_hub(model, processor, tmp_path)
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    asked = pipeline(task, model=str(tmp_path))
+    assert type(asked.model) is head
+    assert type(asked.image_processor) is EfficientSamImageProcessor
+    assert asked(Image.fromarray(np.zeros((48, 80, 3), np.uint8)))
