@@ -225,6 +225,21 @@ def test_numpy_on_request(processor, image):
     assert {type(value) for value in batch.values()} == {np.ndarray}
 
 
+@pytest.mark.parametrize("options", [(torch.bfloat16,), ("cpu", torch.bfloat16), ("meta",)], ids=str)
+def test_cast_to_another_type_a_click_stays_on_its_pixel(options, image):
+    prompts = {"input_points": [[[[77.3, 41.7]]]], "input_boxes": [[[3.3, 4.7, 70.1, 40.9]]]}
+    batch, kept = (make_processor()(image, **prompts) for _ in range(2))
+    assert batch.to(*options) is batch
+    device = torch.device("meta" if options == ("meta",) else "cpu")
+    assert {value.device for value in batch.values()} == {device}
+    assert batch.pixel_values.dtype == (torch.float32 if device.type == "meta" else torch.bfloat16)
+    for name in prompts:
+        assert batch[name].dtype == torch.float32
+        assert device.type == "meta" or torch.equal(batch[name], kept[name])
+    as_arrays = make_processor()(image, **prompts, return_tensors="np").to(torch.bfloat16)
+    np.testing.assert_array_equal(as_arrays.input_points, kept.input_points.numpy())
+
+
 def test_the_users_lists_are_left_alone(processor):
     points, labels, boxes = [[[[1, 2], [3, 4]]]], [[[1, -1]]], [[[-9, 2, 3, 4]]]
     before = json.dumps([points, labels, boxes])
