@@ -222,6 +222,14 @@ def test_inputs_may_require_gradients_as_adapters_under_checkpointing_ask(make_c
         assert read[0].requires_grad
 
 
+@pytest.mark.parametrize("options", [{"use_reentrant": True}, {"preserve_rng_state": True}])
+def test_checkpointing_that_would_crash_in_the_decoder_is_refused(options, config):
+    model = EfficientSamModel(config)
+    with pytest.raises(ValueError, match="must have use_reentrant=False, got"):
+        model.gradient_checkpointing_enable(options)
+    assert not model.mask_decoder.transformer.blocks[0].gradient_checkpointing
+
+
 def test_gradient_checkpointing_changes_nothing(model, pixels):
     model.train()
     gradients = []

@@ -1371,6 +1371,13 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
             self.config.auto_map = {**noted, "AutoModel": own, "AutoModelForMaskGeneration": own}
         super().save_pretrained(save_directory, **kwargs)
 
+    def _set_gradient_checkpointing(self, *arguments: Any, **options: Any) -> None:
+        """As transformers' own, for the only kind that follows tensors into the decoder's records."""
+        chosen = getattr(options.get("gradient_checkpointing_func"), "keywords", {"use_reentrant": False})
+        if chosen.get("use_reentrant", True):
+            raise ValueError(f"gradient checkpointing must have use_reentrant=False, got {chosen}")
+        super()._set_gradient_checkpointing(*arguments, **options)
+
     def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         """Pictures (B, 3, H, W) -> embeddings (B, C, h, w), once a picture, however many prompts follow."""
         return self.vision_encoder(pixel_values, **kwargs).last_hidden_state
