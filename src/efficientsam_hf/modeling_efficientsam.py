@@ -757,7 +757,7 @@ def may_reuse_memory(tensor: Tensor) -> bool:
     """
     if tensor.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
+    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
 
 
 def add_product(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
