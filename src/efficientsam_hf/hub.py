@@ -232,7 +232,7 @@ def module_name(model: PreTrainedModel) -> str:
     return type(model).__module__.rpartition(".")[2]
 
 
-def with_front_matter(text: str, task: str = CARD_DATA["pipeline_tag"]) -> str:
+def with_front_matter(text: str, task: str = TASKS["AutoModelForMaskGeneration"]) -> str:
     """The card with all of `CARD_DATA`, and its task, in its front matter; what its author wrote there stays."""
     card = ModelCard(text if text.startswith("---") else f"---\nlibrary_name: transformers\n---\n\n{text}")
     for key, value in {**CARD_DATA, "pipeline_tag": task}.items():
