@@ -218,6 +218,8 @@ def test_pictures_of_another_size_are_named(exported):
         exported(pixel_values=torch.zeros(1, 3, 64, 32), input_points=torch.zeros(1, 1, 1, 2))
     with pytest.raises(ValueError, match="got neither"):
         exported(input_points=torch.zeros(1, 1, 1, 2))
+    with pytest.raises(ValueError, match=r"input_boxes must be \(1, 2, 4\), got \(1, 3, 4\)"):
+        exported(torch.zeros(1, 3, 64, 64), input_points=torch.zeros(1, 2, 1, 2), input_boxes=torch.zeros(1, 3, 4))
     with pytest.raises(ValueError, match="got no prompt"):
         exported(pixel_values=torch.zeros(1, 3, 64, 64))
 
