@@ -8,7 +8,7 @@ With converted weights the numbers are those of the authors' implementation (git
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -158,14 +158,6 @@ def eager_attention_forward(
     weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
-
-
-def nothing_of(parameters: Iterable[Tensor]) -> Tensor | int:
-    """0 that depends on those of the parameters that are trained.
-
-    Processes that share gradients wait for that of each weight, also of those that an answer does not depend on.
-    """
-    return sum((0 * parameter).sum() for parameter in parameters if parameter.requires_grad)
 
 
 class EfficientSamAttention(nn.Module):
@@ -642,9 +634,8 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
         if not self.config.mask_prompts:
             return None
         if masks is None:
-            return self.no_mask + nothing_of(self.mask_embedding.parameters()) if self.training else self.no_mask
+            return self.no_mask
         embedded = self.mask_embedding(masks.flatten(0, 1)[:, None].to(self.no_mask.dtype))
-        embedded = embedded + nothing_of([self.no_mask]) if self.training else embedded
         return embedded.flatten(2).transpose(1, 2).unflatten(0, masks.shape[:2])
 
 
@@ -1158,7 +1149,6 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         tokens, image = self.look(prepared, prompts, last_stands_for)
         answers = self.last_look(tokens, image, prepared, [0, *self.numbers(chosen)])
         scores, masks = self.predict_iou(answers, chosen), self.draw_masks(answers[:, :, 1:], image, prepared, chosen)
-        scores = scores + nothing_of(self.unheard(chosen)) if self.training else scores
         return EfficientSamMaskDecoderOutput(
             iou_scores=scores.reshape(batch, count, -1), pred_masks=masks.reshape(batch, count, *masks.shape[2:])
         )
@@ -1208,14 +1198,6 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
     def numbers(self, chosen: slice) -> list[int]:
         """Places of the chosen mask tokens among all tokens."""
         return list(range(1, 1 + self.config.num_mask_tokens)[chosen])
-
-    def unheard(self, chosen: slice) -> Iterator[Tensor]:
-        """The parameters on which no answer of the chosen mask tokens depends."""
-        looks = [module for module in self.modules() if isinstance(module, EfficientSamTokenToImageAttention)]
-        yield from (look.k_proj.bias for look in looks)
-        for number, network in enumerate(self.hypernetworks, start=1):
-            if number not in self.numbers(chosen):
-                yield from network.parameters()
 
     def last_look(
         self, tokens: Tensor, image: EfficientSamPromptedImage, prepared: EfficientSamPreparedImage, numbers: list[int]
