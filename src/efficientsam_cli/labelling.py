@@ -57,8 +57,8 @@ def label(
     from efficientsam_hf.mask_generation import MaskGenerationSettings
 
     MaskGenerationSettings.read(**options)
-    prompts = BoxPrompts(boxes) if boxes else None
     shards = find_label_shards(source, pictures_per_shard, split, column)
+    prompts = BoxPrompts(boxes, shards) if boxes else None
     settings = {"model": model or "default", "boxes": str(boxes) if boxes else None, "options": options}
     folder = LabelFolder(output, format, shards, settings, prompts.categories if prompts else None)
     rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))

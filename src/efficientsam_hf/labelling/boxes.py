@@ -1,6 +1,7 @@
 """Boxes that somebody drew, or a detector found, in COCO's JSON: a mask for each."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,31 @@ from torch import Tensor
 from ..modeling_efficientsam import EfficientSamModel
 from ..prediction import segment
 from ..processing_efficientsam import EfficientSamProcessor
+from .sources import Shard
 
 # Of a picture of 12 megapixels the masks of so many boxes take a third of a gigabyte.
 BOXES_AT_ONCE = 8
+
+
+class Paths:
+    """Paths, found by others that have more or fewer folders before them."""
+
+    def __init__(self, paths: Iterable[str]):
+        self.all = set(paths)
+        self.by_tail: dict[str, list[str]] = {}
+        for path in self.all:
+            for tail in tails_of(path):
+                self.by_tail.setdefault(tail, []).append(path)
+
+    def like(self, path: str) -> set[str]:
+        """Those that end with this path, and those that it ends with."""
+        return {*self.by_tail.get(path, ()), *(tail for tail in tails_of(path) if tail in self.all)}
+
+
+def tails_of(path: str) -> list[str]:
+    """a/b/c.jpg -> itself, b/c.jpg, c.jpg."""
+    parts = path.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 class BoxPrompts:
@@ -20,13 +43,14 @@ class BoxPrompts:
     Args:
         path: COCO's JSON: `images` with `id` and `file_name`; `annotations` with `image_id`, `bbox` (x, y, width,
             height) and, if they have one, `category_id`; `categories`, which may be missing.
+        shards: Of the pictures that are to be labelled.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no such JSON.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, shards: Sequence[Shard]):
         if not Path(path).is_file():
             raise FileNotFoundError(f"nothing at {path}: wanted COCO's JSON with boxes")
         try:
@@ -45,15 +69,32 @@ class BoxPrompts:
             raise ValueError(f"{path} is no COCO JSON with boxes: found {error!r}") from error
         if unknown:
             raise ValueError(f"{path} has boxes of category {sorted(unknown)[0]}, which its categories do not name")
-        short: dict[str, list[str]] = {}
-        for name in self.boxes:
-            short.setdefault(Path(name).name, []).append(name)
-        self.short = {name: found[0] for name, found in short.items() if len(found) == 1}
+        self.names = Paths(self.boxes)
+        self.shards = len(shards)
+        self.pictures: Paths | None = None  # of a stream nobody knows them before
+        if all(shard.count is not None for shard in shards):
+            self.pictures = Paths(picture.name for shard in shards for picture in shard.pictures(lambda text: None))
 
     def of(self, picture: str) -> list[dict[str, Any]] | None:
-        """The boxes of the picture of this path, or failing that, of this file name; None if the JSON has neither."""
-        name = picture if picture in self.boxes else self.short.get(Path(picture).name)
-        return None if name is None else self.boxes[name]
+        """The boxes of a picture; None if the JSON does not name it.
+
+        The JSON may give a name with more or fewer folders before it, as long as it fits one picture alone, and of a
+        single tar the names in it.
+
+        Raises:
+            ValueError: if the JSON's name may be another picture's.
+        """
+        if picture in self.boxes:
+            return self.boxes[picture]
+        if self.pictures is None:
+            names = {picture.partition("/")[2]} & self.names.all
+            alone = self.shards == 1
+        else:
+            names = self.names.like(picture) - self.pictures.all
+            alone = len(names) == 1 and len(self.pictures.like(min(names))) == 1
+        if names and not alone:
+            raise ValueError(f"the JSON's {min(names)} may be another picture's, wanted {picture}")
+        return self.boxes[names.pop()] if names else None
 
 
 def segment_boxes(
