@@ -1,9 +1,11 @@
 """Files and folders that are there whole or not at all."""
 
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -61,3 +63,34 @@ def written_by_several(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as room:
         yield Path(room) / path.name
         (Path(room) / path.name).replace(path)
+
+
+def keep_settings(note: Path, wanted: dict[str, Any], results: Iterable[Path], kind: str) -> None:
+    """Note in a folder of results what they depend on, or check that those there depend on the same.
+
+    Args:
+        note: A JSON in that folder.
+        wanted: What they depend on, as JSON.
+        results: Files that are where results will be; without a note they are somebody's.
+        kind: What errors call the results.
+
+    Raises:
+        FileExistsError: if somebody's files are there.
+        ValueError: if the results depend on something else.
+    """
+    if not note.is_file():
+        somebodys = next(iter(results), None)
+        # Another process that began at the same time writes its note first.
+        if somebodys is not None and not note.is_file():
+            raise FileExistsError(f"{somebodys} is not from this command: wanted another folder, or a new one")
+        with written_by_several(note) as path:
+            path.write_text(json.dumps(wanted, indent=1) + "\n")
+    try:
+        found = json.loads(note.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found.keys() & wanted.keys():
+        raise FileExistsError(f"{note} is not from this command: wanted another folder, or a new one")
+    for key in {**wanted, **found}:
+        if found.get(key) != wanted.get(key):
+            raise ValueError(f"{note.parent} holds {kind} with {key} {found.get(key)!r}, wanted {wanted.get(key)!r}")
