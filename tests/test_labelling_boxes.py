@@ -104,3 +104,26 @@ def test_names_in_tars_are_whole_unless_there_is_one(tmp_path):
     assert several.of("t0/a.jpg") is None
     with pytest.raises(ValueError, match=rf"the JSON's clip1/a\.jpg {OTHER}, wanted t0/clip1/a\.jpg"):
         several.of("t0/clip1/a.jpg")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is wrong with a box
+
+
+def test_a_bad_box_is_skipped_by_name_and_no_other(tmp_path, checkpoint):
+    make_folder(tmp_path / "set", {"clip1/a.jpg": JPEG, "clip2/a.jpg": JPEG, "clip3/a.jpg": JPEG})
+    good = [[4, 4, 30, 30], [8, 8, 20, 20]]
+    bad = [[10, 10, 0, 20], [300, 4, 20, 20], [4, 4, float("nan"), 9]]
+    boxes = {"clip1/a.jpg": good, "clip2/a.jpg": [good[0], *bad, good[1]], "clip3/a.jpg": bad[:1]}
+    path = write_boxes(tmp_path / "boxes.json", boxes)
+    result = label(tmp_path / "set", path, tmp_path / "out", checkpoint)
+    assert result.exit_code == 0, result.output
+    assert labelled(tmp_path / "out") == {"clip1/a.jpg": [7, 8], "clip2/a.jpg": [9, 13], "clip3/a.jpg": []}
+    first, second = json.loads((tmp_path / "out" / "report.json").read_text())["skipped"]
+    assert first.startswith("clip2/a.jpg: box 10: a box wants x0 < x1 and y0 < y1, found [10")
+    assert "; box 11: wanted a box on the picture of width 80 and height 60, found [300" in first
+    assert "; box 12: a box wants finite numbers, found [4" in first
+    assert second.startswith("clip3/a.jpg: box 14: ")
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())["annotations"]
+    same = [[r["segmentation"] for r in content if r["image_id"] == image] for image in (1, 2)]
+    assert same[0] == same[1]

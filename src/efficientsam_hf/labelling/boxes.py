@@ -8,9 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from ..modeling_efficientsam import EfficientSamModel
+from ..pictures_efficientsam import read_picture
 from ..prediction import segment
 from ..processing_efficientsam import EfficientSamProcessor
+from ..prompts_efficientsam import clip_box
 from .sources import Shard
+from .writing import PartlyLabelledError
 
 # Of a picture of 12 megapixels the masks of so many boxes take a third of a gigabyte.
 BOXES_AT_ONCE = 8
@@ -103,15 +106,29 @@ def segment_boxes(
     """The best mask of each box of a picture, as records with `category_id` and `box_id`.
 
     Raises:
-        ValueError: for a box that is none, or that lies outside the picture.
+        PartlyLabelledError: naming each box that is none or lies outside the picture, with the others' records.
     """
+    pixels = read_picture(image)
+    faults = [fault_of(box, *pixels.shape[-2:]) for box in boxes]
+    good = [box for box, fault in zip(boxes, faults, strict=True) if not fault]
     records: list[dict[str, Any]] = []
     embeddings: Tensor | None = None
-    for start in range(0, len(boxes), BOXES_AT_ONCE):
-        asked = boxes[start : start + BOXES_AT_ONCE]
+    for start in range(0, len(good), BOXES_AT_ONCE):
+        asked = good[start : start + BOXES_AT_ONCE]
         corners = [box["corners"] for box in asked]
-        answer = segment(model, processor, image, boxes=corners, image_embeddings=embeddings)
+        answer = segment(model, processor, pixels, boxes=corners, image_embeddings=embeddings)
         embeddings = answer.image_embeddings
         for box, record in zip(asked, answer.records(), strict=True):
             records.append({**record, "id": len(records), "category_id": box["category_id"], "box_id": box["box_id"]})
+    if len(good) < len(boxes):
+        raise PartlyLabelledError("; ".join(filter(None, faults)), records)
     return records
+
+
+def fault_of(box: dict[str, Any], height: int, width: int) -> str:
+    """What is wrong with a box of a picture; nothing of a good one."""
+    try:
+        clip_box(f"box {box['box_id']}", box["corners"], height, width)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -21,7 +21,7 @@ from ..pictures_efficientsam import read_picture
 from ..written_files import keep_settings, written_by_several, written_together
 from .formats import FORMATS
 from .sources import Shard
-from .writing import ONE_CATEGORY, Format, LabelledPhoto
+from .writing import ONE_CATEGORY, Format, LabelledPhoto, PartlyLabelledError
 
 # Picture's name and pixels (3, H, W) -> its records, or None if it is not to be labelled.
 Labeller = Callable[[str, Tensor], list[dict[str, Any]] | None]
@@ -29,7 +29,7 @@ Labeller = Callable[[str, Tensor], list[dict[str, Any]] | None]
 
 @dataclass
 class Note:
-    """What became of a shard: counts, pictures that could not be read with the reasons, and seconds of work."""
+    """What became of a shard: counts, what could not be read or labelled with the reasons, and seconds of work."""
 
     pictures: int = 0
     masks: int = 0
@@ -84,7 +84,8 @@ class LabelFolder:
         """Do this process's part of the shards that are not done; gives the name of each when it is.
 
         Args:
-            label: The work on one picture. A ValueError says why a picture cannot be labelled.
+            label: The work on one picture. A ValueError says why a picture cannot be labelled, a PartlyLabelledError
+                what of it cannot.
             rank: Number of this process.
             processes: How many there are.
             progress: Called after each picture.
@@ -131,7 +132,7 @@ def label_shard(shard: Shard, writer: Format, label: Labeller, progress: Callabl
             if writer.by_stem and stem in stems:
                 raise ValueError(f"{picture.name}: its labels would have the file name of another picture's")
             content, pixels = read_upright(picture)
-            records = label(picture.name, pixels)
+            records = records_of(picture, pixels, label, note.skipped.append)
         except ValueError as error:
             note.skipped.append(" ".join(str(error).split()))
         else:
@@ -146,6 +147,19 @@ def label_shard(shard: Shard, writer: Format, label: Labeller, progress: Callabl
     writer.finish()
     note.seconds = round(time.monotonic() - start, 3)
     return note
+
+
+def records_of(
+    picture: Picture, pixels: Tensor, label: Labeller, report: Callable[[str], Any]
+) -> list[dict[str, Any]] | None:
+    """What the labeller finds; what it cannot label is said with the picture's name."""
+    try:
+        return label(picture.name, pixels)
+    except PartlyLabelledError as error:
+        report(f"{picture.name}: {error}")
+        return error.records
+    except ValueError as error:
+        raise ValueError(f"{picture.name}: {error}") from error
 
 
 def read_upright(picture: Picture) -> tuple[bytes, Tensor]:

@@ -13,6 +13,14 @@ from ..data.images import Picture
 ONE_CATEGORY = [{"id": 1, "name": "object"}]
 
 
+class PartlyLabelledError(ValueError):
+    """What of a picture could not be labelled; `records` are of the rest."""
+
+    def __init__(self, message: str, records: list[dict[str, Any]]):
+        super().__init__(message)
+        self.records = records
+
+
 @dataclass(frozen=True)
 class LabelledPhoto:
     """A picture and its masks.
