@@ -127,3 +127,17 @@ def test_a_bad_box_is_skipped_by_name_and_no_other(tmp_path, checkpoint):
     content = json.loads((tmp_path / "out" / "coco.json").read_text())["annotations"]
     same = [[r["segmentation"] for r in content if r["image_id"] == image] for image in (1, 2)]
     assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"id": "ann-1"}, "id 'ann-1' and category_id 1"),
+        ({"category_id": "cup"}, "id 7 and category_id 'cup'"),
+        ({"category_id": None}, "id 7 and category_id None"),
+    ],
+)
+def test_ids_are_whole_numbers(changes, found, tmp_path):
+    boxes = write_boxes(tmp_path / "boxes.json", {"a.jpg": [[1, 1, 5, 5]]}, **changes)
+    with pytest.raises(ValueError, match=rf"boxes\.json has a box with {found}, wanted whole numbers"):
+        BoxPrompts(boxes, [])

@@ -61,17 +61,22 @@ class BoxPrompts:
             names = {image["id"]: str(image["file_name"]) for image in content["images"]}
             self.boxes: dict[str, list[dict[str, Any]]] = {name: [] for name in names.values()}
             for annotation in content["annotations"]:
-                x, y, width, height = annotation["bbox"]
+                x, y, width, height = map(float, annotation["bbox"])
                 corners = [x, y, x + width, y + height]
                 record = {"box_id": annotation.get("id"), "category_id": annotation.get("category_id", 1)}
                 self.boxes[names[annotation["image_id"]]].append({**record, "corners": corners})
             self.categories: list[dict[str, Any]] = content.get("categories") or [{"id": 1, "name": "object"}]
-            unknown = {box["category_id"] for found in self.boxes.values() for box in found}
-            unknown -= {category["id"] for category in self.categories}
+            known = {category["id"] for category in self.categories}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no COCO JSON with boxes: found {error!r}") from error
-        if unknown:
-            raise ValueError(f"{path} has boxes of category {sorted(unknown)[0]}, which its categories do not name")
+        for box in (box for found in self.boxes.values() for box in found):
+            if not isinstance(box["box_id"], int | None) or not isinstance(box["category_id"], int):
+                ids = f"id {box['box_id']!r} and category_id {box['category_id']!r}"
+                raise ValueError(f"{path} has a box with {ids}, wanted whole numbers")
+            if box["category_id"] not in known:
+                raise ValueError(
+                    f"{path} has boxes of category {box['category_id']}, which its categories do not name"
+                )
         self.names = Paths(self.boxes)
         self.shards = len(shards)
         self.pictures: Paths | None = None  # of a stream nobody knows them before
