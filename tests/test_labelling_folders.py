@@ -1,11 +1,13 @@
 """The folder of labels: nothing of somebody's is written over, and no picture's labels are lost under another name."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from synthetic import make_folder, make_tar, scene_files
 
 from efficientsam_hf.labelling.formats import FORMATS
@@ -92,3 +94,18 @@ def test_of_a_stream_such_a_picture_is_skipped(tmp_path):
     total, _ = label(tmp_path / "progress.tar", tmp_path / "out", "labelme").report()
     assert total.skipped == ["progress/a.jpg: progress/a.json is a note on all labels, wanted another name"]
     assert json.loads((tmp_path / "out" / "progress" / "progress.json").read_text())["pictures"] == 0
+
+
+def test_pictures_of_every_kind_are_labelled_as_everything_does(tmp_path):
+    picture = Image.open(io.BytesIO(JPEG))
+    for name in ("a.GIF", "b.jfif", "c.avif", "d.jp2", "e.tif", "f.mpo", "g.tga"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        picture.save(tmp_path / "set" / name)
+    for name in ("h.pdf", "i.h5", "notes.txt"):
+        (tmp_path / "set" / name).write_text("left alone")
+    label(tmp_path / "set", tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    found = [image["file_name"] for image in content["images"]]
+    assert found == ["a.GIF", "b.jfif", "c.avif", "d.jp2", "e.tif", "f.mpo", "g.tga"]
+    make_tar(tmp_path / "t.tar", {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()})
+    assert label(tmp_path / "t.tar", tmp_path / "tar_out").report()[0].pictures == len(found)

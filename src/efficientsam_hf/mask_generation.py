@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from .data.images import picture_suffixes
 from .mask_search import Crop
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import corners_of, layered_crops, nms
@@ -175,7 +175,7 @@ def segment_folder(
     folder, output = Path(folder), Path(output)
     if folder.resolve() == output.resolve():
         raise ValueError(f"the pictures of {folder} would be written over: choose another folder for the masks")
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in Image.registered_extensions())
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in picture_suffixes())
     names = [path.stem for path in pictures]
     doubles = sorted({name for name in names if names.count(name) > 1})
     if not pictures or doubles:
