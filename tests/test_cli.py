@@ -85,6 +85,10 @@ def seven_points():
         (["photo.png", "--point", "1,2", "--output", "photo.png/o.png"], "photo.png is a file, wanted a folder"),
         (["photo.png", "--point", "1,2", "--output", "folder"], "folder is a folder, wanted a file"),
         (["photo.png", "--point", "1,2", "--json", "photo.png/j.json"], "photo.png is a file"),
+        (["photo.png", "--point", "1,2", "--output", "folder/../photo.png"], "photo.png is the photo itself"),
+        (["photo.png", "--point", "1,2", "--json", "photo.png"], "photo.png is the photo itself"),
+        (["photo.png", "--point", "1,2", "--output", "x.png", "--json", "x.png"], "different files to write, found x"),
+        (["photo.png", "--point", "1,2", "--output", "x.txt"], "x.txt: wanted the suffix of a picture, as .png"),
     ],
     ids=lambda value: "_".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -98,7 +102,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(room, checkpoint, argume
     for name in ("config.json", "processor_config.json"):
         (Path("cut") / name).write_bytes((Path(checkpoint) / name).read_bytes())
     Path("cut/model.safetensors").write_bytes((Path(checkpoint) / "model.safetensors").read_bytes()[:5000])
-    before = sorted(os.listdir())
+    before, photo = sorted(os.listdir()), Path("photo.png").read_bytes()
     model = [] if "--model" in arguments else ["--model", checkpoint]
     result = run("predict", *arguments, *model)
     assert result.exit_code == 2, result.output
@@ -107,6 +111,15 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(room, checkpoint, argume
     assert message in lines[0]
     assert "Traceback" not in result.output
     assert sorted(os.listdir()) == before
+    assert Path("photo.png").read_bytes() == photo
+
+
+@pytest.mark.parametrize("command", [["predict", "--box", "10,8,40,30"], ["everything", "--points-per-side", "3"]])
+def test_an_overlay_is_of_the_kind_that_its_name_says(room, checkpoint, command):
+    for name, kind in (("o.png", "PNG"), ("o.JPG", "JPEG"), ("o.webp", "WEBP")):
+        result = run(*command, "photo.png", "--model", checkpoint, "--output", name)
+        assert result.exit_code == 0, result.output
+        assert Image.open(name).format == kind
 
 
 @pytest.mark.parametrize(("limit", "message"), [(3000, "wanted at most 3000"), (1000, "could be decompression bomb")])
@@ -241,6 +254,8 @@ def test_everything_of_a_folder_goes_on_where_it_stopped(room, checkpoint, photo
         (["once", "--output", "once"], "the pictures of once would be written over"),
         (["once", "--output", "twice/../once"], "the pictures of once would be written over"),
         (["named"], "named/coco.png: coco.json will hold the masks of all"),
+        (["photo.png", "--output", "photo.png"], "photo.png is the photo itself"),
+        (["photo.png", "--output", "x.png", "--json", "x.png"], "different files to write, found x.png, x.png"),
     ],
 )
 def test_everything_says_what_is_wrong(room, checkpoint, photo, arguments, message):

@@ -39,16 +39,18 @@ def predict(
     from transformers.utils import logging
 
     from efficientsam_hf import draw_segmentation, load_checkpoint, read_photo, segment
-    from efficientsam_hf.written_files import written_together
+    from efficientsam_hf.written_files import check_outputs, written_together
 
+    files = [output, json_file] if json_file else [output]
+    check_outputs(photo, *files)
     picture = read_photo(photo)
     logging.disable_progress_bar()
     loaded, processor = load_checkpoint(model, device=device)
     answer = segment(loaded, processor, picture, **as_objects(points, labels, boxes), zoom=zoom)
     overlay = draw_segmentation(picture, answer.masks[:, 0].cpu().numpy(), points, labels, boxes)
     records = answer.records()
-    with written_together([output, json_file] if json_file else [output]) as (overlay_part, *json_part):
-        overlay.save(overlay_part, format="PNG")
+    with written_together(files) as (overlay_part, *json_part):
+        overlay.save(overlay_part)
         for part in json_part:
             image = {"file_name": Path(photo).name, "width": picture.width, "height": picture.height}
             part.write_text(json.dumps({"image": image, "annotations": records}, indent=1) + "\n")

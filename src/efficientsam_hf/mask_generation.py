@@ -24,7 +24,7 @@ from .pictures_efficientsam import read_picture
 from .prediction import read_photo
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_records
-from .written_files import written_together
+from .written_files import check_outputs, written_together
 
 
 @torch.inference_mode()
@@ -133,20 +133,21 @@ def segment_file(
     coco: str | Path | None = None,
     **options: Any,
 ) -> int:
-    """Find the objects of a picture file or URL, draw them as a PNG, write them in COCO's format; all or nothing.
+    """Find the objects of a picture file or URL, draw them, write them in COCO's format; all or nothing.
 
     Returns:
         How many there are.
 
     Raises:
-        ValueError: for what is no picture, or an option as in `segment_everything`.
+        ValueError: for what is no picture, an option as in `segment_everything`, or a file that may not be written.
         OSError: if a file cannot be read or written.
     """
     paths = [Path(overlay), Path(coco)] if coco else [Path(overlay)]
+    check_outputs(picture, *paths)
     photo = read_photo(picture)
     with written_together(paths) as (overlay_part, *coco_part):
         records = segment_everything(model, processor, photo, **options)
-        draw_records(photo, records).save(overlay_part, format="PNG")
+        draw_records(photo, records).save(overlay_part)
         for part in coco_part:
             dataset = coco_dataset([(Path(picture).name, photo.width, photo.height, records)])
             part.write_text(json.dumps(dataset))

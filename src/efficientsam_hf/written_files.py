@@ -1,11 +1,14 @@
 """Files and folders that are there whole or not at all."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 @contextmanager
@@ -13,9 +16,12 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
     """Files beside the wanted ones to write to; renamed at the end if all went well, taken away if not.
 
     Raises:
+        ValueError: if two of them are one file.
         NotADirectoryError: if the place to write into is a file.
         IsADirectoryError: if the place to write is a folder.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"wanted different files to write, found {', '.join(map(str, paths))}")
     for path in paths:
         if path.parent.is_file():
             raise NotADirectoryError(f"{path.parent} is a file, wanted a folder to write {path.name} into")
@@ -30,6 +36,19 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
     finally:
         for partial in beside:
             partial.unlink(missing_ok=True)
+
+
+def check_outputs(photo: str | Path, overlay: Path, *others: Path) -> None:
+    """Refuse, before any work, to write over the photo, and an overlay of a kind that Pillow does not write.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if not overlay.is_dir() and Image.registered_extensions().get(overlay.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{overlay}: wanted the suffix of a picture, as .png or .jpg, found {overlay.suffix!r}")
+    for path in (overlay, *others):
+        if os.path.exists(photo) and path.exists() and os.path.samefile(photo, path):
+            raise ValueError(f"{path} is the photo itself: wanted another file to write")
 
 
 @contextmanager
