@@ -228,7 +228,7 @@ def test_everything_of_a_folder_goes_on_where_it_stopped(room, checkpoint, photo
     assert "c.jpg" in result.output
     assert "Traceback" not in result.output
     made = sorted(path.name for path in Path("set_masks").iterdir())
-    assert made == ["a.json", "a.png", "b.json", "b.png", "coco.json"]
+    assert made == ["a.json", "a.png", "b.json", "b.png", "coco.json", "everything.json"]
     before = Path("set_masks", "a.json").stat().st_mtime_ns
     Path("set", "c.jpg").unlink()
     Path("set_masks", "b.json").unlink()
@@ -239,6 +239,33 @@ def test_everything_of_a_folder_goes_on_where_it_stopped(room, checkpoint, photo
     assert {record["image_id"] for record in dataset["annotations"]} == {1, 2}
     ids = [record["id"] for record in dataset["annotations"]]
     assert ids == list(range(1, len(ids) + 1))
+
+
+def test_masks_of_other_options_and_somebody_s_files_are_refused(room, checkpoint, photo):
+    Path("set").mkdir()
+    Image.fromarray(photo).save("set/a.png")
+    given = ["everything", "set", "--model", checkpoint, "--output", "out"]
+    assert run(*given, *LOOSE).exit_code == 0
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    for more, message in (
+        ([*LOOSE, "--min-mask-region-area", "9"], "out holds masks with options {'points_per_side': 3"),
+        (["--model", f"{checkpoint}/../tiny", *LOOSE], "out holds masks with model"),
+    ):
+        result = run(*given, *more)
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+    # Another picture's file, which another program wrote since.
+    Image.fromarray(photo).save("set/b.png")
+    Path("out/b.json").write_text('{"shapes": [], "imagePath": "b.png"}')
+    result = run(*given, *LOOSE)
+    assert (result.exit_code, "out/b.json is not from this command" in result.output) == (2, True), result.output
+    for name in ("a.json", "a.png", "coco.json", "everything.json"):
+        Path("hand").mkdir(exist_ok=True)
+        Path("hand", name).write_text('{"shapes": []}')
+        result = run("everything", "set", "--model", checkpoint, "--output", "hand")
+        assert (result.exit_code, f"hand/{name} is not from this command" in result.output) == (2, True), result.output
+        assert Path("hand", name).read_text() == '{"shapes": []}'
+        Path("hand", name).unlink()
 
 
 @pytest.mark.parametrize(
@@ -254,6 +281,7 @@ def test_everything_of_a_folder_goes_on_where_it_stopped(room, checkpoint, photo
         (["once", "--output", "once"], "the pictures of once would be written over"),
         (["once", "--output", "twice/../once"], "the pictures of once would be written over"),
         (["named"], "named/coco.png: coco.json will hold the masks of all"),
+        (["noted"], "noted/everything.png: everything.json will hold the settings"),
         (["photo.png", "--output", "photo.png"], "photo.png is the photo itself"),
         (["photo.png", "--output", "x.png", "--json", "x.png"], "different files to write, found x.png, x.png"),
     ],
@@ -263,7 +291,7 @@ def test_everything_says_what_is_wrong(room, checkpoint, photo, arguments, messa
     Path("twice").mkdir()
     for name in ("a.png", "a.jpg"):
         Image.fromarray(photo).save(Path("twice", name))
-    for name in ("once/a.png", "named/coco.png"):
+    for name in ("once/a.png", "named/coco.png", "noted/everything.png"):
         Path(name).parent.mkdir()
         Image.fromarray(photo).save(name)
     before = sorted(Path().rglob("*"))

@@ -95,7 +95,8 @@ def everything(
     What is left out is as the model's config says, or else as in segment-anything.
 
     A folder's pictures get a PNG and a JSON file each in OUTPUT (SOURCE_masks if left out), and together
-    OUTPUT/coco.json. Started again, the command goes on where it stopped.
+    OUTPUT/coco.json. Started again, the command goes on where it stopped; OUTPUT/everything.json keeps model and
+    options, and others are refused.
     """
     options = {
         "points_per_side": points_per_side,
@@ -124,7 +125,8 @@ def everything(
         typer.echo(f"{count} masks: {output}" + (f", {json_file}" if json_file else ""))
         return
     output = output or Path(f"{Path(source).resolve().name}_masks")
-    problems = segment_folder(loaded, processor, source, output, progress=progress_bar, **options)
+    settings = {"model": model or "default"}
+    problems = segment_folder(loaded, processor, source, output, progress_bar, settings, **options)
     for problem in problems:
         typer.echo(f"efficientsam: {problem}", err=True)
     typer.echo(f"masks of {Path(source)}: {output}")
