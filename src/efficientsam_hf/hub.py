@@ -90,14 +90,25 @@ def load_checkpoint(
         raise ValueError(f"{source} holds a model of type {found!r}, wanted {EfficientSamConfig.model_type!r}")
     device = find_device(device or fastest_device())
     dtype = torch.float32 if dtype == "auto" and device.type == "cpu" else dtype
+    model = load_weights(source, dtype).to(device)
+    return model.eval(), EfficientSamProcessor.from_pretrained(source)
+
+
+def load_weights(source: str | Path, dtype: torch.dtype | str) -> EfficientSamModel:
+    """A model with all of its weights, on the CPU.
+
+    Raises:
+        ValueError: if they cannot be read, or some are missing.
+        OSError: if there is no such folder or Hub id.
+    """
     try:
         model, report = EfficientSamModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (SafetensorError, RuntimeError, pickle.UnpicklingError) as fault:
         raise ValueError(f"{source}: its weights cannot be read: {str(fault).splitlines()[0]}") from fault
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ValueError(f"{source}: wanted all weights of its config, found none for {len(missing)}, as {missing[0]}")
-    return model.to(device).eval(), EfficientSamProcessor.from_pretrained(source)
+        raise ValueError(f"{source} lacks weights: found none for {len(missing)}, as {missing[0]}")
+    return model
 
 
 def fastest_device() -> torch.device:
