@@ -55,7 +55,7 @@ def main() -> None:
     pictures, held = split_pictures(find_labelled_pictures(args.cells), HOLD_OUT)
     write_cytoplasm(pictures[:: len(pictures) // PICTURES][:PICTURES], args.folder / "mine")
     measured, run = write_cytoplasm(held, args.folder / "measured"), args.folder / "run"
-    command = [sys.executable, str(CUSTOM), "--source", str(args.folder / "mine"), "--output_dir", str(run)]
+    command = [sys.executable, str(CUSTOM), "--sources", str(args.folder / "mine"), "--output_dir", str(run)]
     subprocess.run([*command, *options], check=True)
     print(f"mean IoU over the cytoplasm of {len(measured)} pictures that no training saw")
     print("| model | box | one click | three clicks |\n|---|---|---|---|")

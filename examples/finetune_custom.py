@@ -1,6 +1,6 @@
 """Teach EfficientSAM your own objects: twenty pictures with masks, one small GPU or a CPU, some minutes.
 
-    python examples/finetune_custom.py --source FOLDER --output_dir run
+    python examples/finetune_custom.py --sources FOLDER --output_dir run
 
 FOLDER holds `images/` and `masks/`, or SA-1B's pairs, or is `instances.json:FOLDER`. Some of the pictures choose when
 to stop and are not trained on; the best model lies in OUTPUT_DIR/model, and OUTPUT_DIR/before_after.png shows them
@@ -41,11 +41,11 @@ from efficientsam_hf.training.recipes import PromptRecipe
 class Arguments:
     """Every knob; the defaults suit twenty pictures."""
 
-    source: str = field(metadata={"help": "where the pictures and their masks are"})
+    sources: list[str] = field(metadata={"help": "where the pictures and their masks are"})
     output_dir: str = field(metadata={"help": "the model and the picture of its answers"})
     model: str | None = field(default=None, metadata={"help": "folder or Hub id; default: the bundled checkpoint"})
     train: str = field(default="decoder", metadata={"help": "decoder, lora (and the decoder), or all"})
-    validation: int = field(default=4, metadata={"help": "every so many-th picture chooses when to stop"})
+    hold_out: int = field(default=4, metadata={"help": "every so many-th picture chooses when to stop"})
     rounds: int = field(default=3, metadata={"help": "prompts an object gets: one, then a click on an error each"})
     masks_per_image: int = field(default=8, metadata={"help": "masks drawn from a picture"})
     batch_size: int = field(default=4, metadata={"help": "pictures a step"})
@@ -59,8 +59,8 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.train not in ("decoder", "lora", "all"):
             raise ValueError(f"--train must be decoder, lora or all, got {self.train!r}")
-        if self.validation < 2:
-            raise ValueError(f"--validation must be 2 or more, or nothing is trained on; got {self.validation}")
+        if self.hold_out < 2:
+            raise ValueError(f"--hold_out must be 2 or more, or nothing is trained on; got {self.hold_out}")
 
 
 def main(args: Arguments) -> None:
@@ -70,9 +70,10 @@ def main(args: Arguments) -> None:
     name = args.model or default_checkpoint()
     model = EfficientSamModel.from_pretrained(name, dtype=torch.float32)
     processor = EfficientSamProcessor.from_pretrained(name)
-    pictures, held = split_pictures(find_labelled_pictures(args.source), args.validation)
+    found = [picture for source in args.sources for picture in find_labelled_pictures(source)]
+    pictures, held = split_pictures(found, args.hold_out)
     if not pictures:
-        raise ValueError(f"wanted two pictures with masks or more in {args.source}, found {len(held)}")
+        raise ValueError(f"wanted two pictures with masks or more in {', '.join(args.sources)}, found {len(held)}")
     if args.train == "decoder":
         freeze(model, ["vision_encoder.*"])
     elif args.train == "lora":

@@ -38,9 +38,9 @@ from efficientsam_hf.evaluation.coco_ap import average_precision, truth_of
 from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.mask_sets import predict_instances
 from efficientsam_hf.training.classification import normalize_pixels
-from efficientsam_hf.training.encoders import backbone_config, find_backbone, windowed
+from efficientsam_hf.training.encoders import backbone_config, find_backbone, trunk_shares, windowed
 from efficientsam_hf.training.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs, save_mask_rcnn
-from efficientsam_hf.training.mask_sets import build_mask2former, encoder_rate, mask2former_inputs
+from efficientsam_hf.training.mask_sets import build_mask2former, mask2former_inputs
 from efficientsam_hf.training.optimization import parameter_groups, warmup_cosine
 from efficientsam_hf.training.progress import steps_of, warmup_steps
 from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
@@ -76,7 +76,9 @@ class Arguments(RunOptions):
         metadata={"help": "of them, linear climb of the learning rate; default: 10, or a tenth of --max_steps"},
     )
     learning_rate: float = field(default=2e-4, metadata={"help": "highest learning rate"})
-    encoder_share: float = field(default=1.0, metadata={"help": "of the rate for the pretrained encoder"})
+    encoder_rate: float = field(
+        default=1.0, metadata={"help": "the pretrained encoder's learning rate, as a share of it"}
+    )
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
 
     def __post_init__(self) -> None:
@@ -138,7 +140,7 @@ def main(args: Arguments) -> None:
     model.train()
     if args.gradient_checkpointing:
         find_backbone(model).gradient_checkpointing_enable()
-    groups = parameter_groups(model, args.weight_decay, encoder_rate(model, args.encoder_share))
+    groups = parameter_groups(model, args.weight_decay, trunk_shares(model, args.encoder_rate))
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.999))
     accelerator.print(f"{len(items)} pictures of {len(items.names)} classes, {len(held_out)} held out", flush=True)
     maker = InstanceSample(ScaleJitter(args.image_size, args.smallest_scale, args.largest_scale, flip=args.flip))

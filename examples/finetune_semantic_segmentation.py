@@ -28,8 +28,8 @@ from efficientsam_hf.data.semantic import SemanticSample, open_semantic, read_na
 from efficientsam_hf.evaluation.mask_sets import masks_at_full_size, pixel_classes
 from efficientsam_hf.evaluation.semantic import ConfusionMatrix
 from efficientsam_hf.training.classification import normalize_pixels
-from efficientsam_hf.training.encoders import find_backbone
-from efficientsam_hf.training.mask_sets import build_mask2former, encoder_rate, mask2former_inputs
+from efficientsam_hf.training.encoders import find_backbone, trunk_shares
+from efficientsam_hf.training.mask_sets import build_mask2former, mask2former_inputs
 from efficientsam_hf.training.optimization import decay_polynomial, parameter_groups
 from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
 
@@ -50,12 +50,14 @@ class Arguments(RunOptions):
     flip: float = field(default=0.5, metadata={"help": "chance of a mirror image"})
     color: float = field(default=0.4, metadata={"help": "largest change of brightness, contrast and saturation"})
     drop_path: float = field(default=0.1, metadata={"help": "chance that the last layer is skipped"})
-    head: str | None = field(default=None, metadata={"help": "JSON of a Mask2FormerConfig's fields"})
+    head_config: str | None = field(default=None, metadata={"help": "JSON of a Mask2FormerConfig's fields"})
     total_batch: int = field(default=16, metadata={"help": "pictures a weight update, all processes together"})
     batch_size: int = field(default=2, metadata={"help": "pictures a process takes at once"})
     max_steps: int = field(default=160_000, metadata={"help": "weight updates"})
     learning_rate: float = field(default=2e-4, metadata={"help": "at the start; falls by a polynomial"})
-    encoder_share: float = field(default=0.1, metadata={"help": "of the rate for the pretrained encoder"})
+    encoder_rate: float = field(
+        default=0.1, metadata={"help": "the pretrained encoder's learning rate, as a share of it"}
+    )
     weight_decay: float = field(default=0.05, metadata={"help": "of matrices"})
     max_grad_norm: float | None = field(default=0.01, metadata={"help": "gradients longer than this are cut"})
 
@@ -85,11 +87,11 @@ def main(args: Arguments) -> None:
     with accelerator.main_process_first():
         items = open_semantic(args.dataset, args.train_split, names, reduce=not args.zero_is_a_class)
         held_out = open_semantic(args.dataset, args.test_split, names, reduce=not args.zero_is_a_class)
-    head = json.loads(Path(args.head).read_text()) if args.head else {}
+    head = json.loads(Path(args.head_config).read_text()) if args.head_config else {}
     model = build_mask2former(args.model, names, {"drop_path_rate": args.drop_path}, **head).train()
     if args.gradient_checkpointing:
         find_backbone(model).gradient_checkpointing_enable()
-    groups = parameter_groups(model, args.weight_decay, encoder_rate(model, args.encoder_share))
+    groups = parameter_groups(model, args.weight_decay, trunk_shares(model, args.encoder_rate))
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.999))
     accelerator.print(f"{len(items)} pictures of {len(names)} classes, {len(held_out)} held out", flush=True)
     scales = {"smallest": args.smallest_scale, "largest": args.largest_scale}

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, send_to_device, set_seed
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from accelerate.utils import gather_object, send_to_device, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -48,7 +47,7 @@ from efficientsam_hf.training.optimization import (
 from efficientsam_hf.training.progress import LossMeter, batches_per_step, log_pictures, steps_of, warmup_steps
 from efficientsam_hf.training.sami import draw_reconstruction, model_inputs
 from efficientsam_hf.training.teachers import Teacher, load_teacher
-from efficientsam_hf.training.weights import keep_shares_whole
+from efficientsam_hf.training.weights import averaged_model, keep_shares_whole
 
 
 @dataclass
@@ -170,8 +169,6 @@ def main(args: Arguments) -> None:
     teacher = build_teacher(args, config, accelerator)
     pictures = find_pictures(args.sources) if args.sources else None
     count = args.pictures or (len(pictures) if pictures else None)
-    if args.ema and accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("--ema keeps all weights in one place, and FSDP divides them: give one of both, got both")
     max_steps = args.max_steps or steps_of(args.epochs, count, args.total_batch)
     warmup = warmup_steps(args.warmup_epochs, 40, args.max_steps, count, args.total_batch)
     peak = args.base_rate * args.total_batch / 256
@@ -181,13 +178,10 @@ def main(args: Arguments) -> None:
         start_from_efficientnet(model.vision_encoder.embeddings.patch_embedding, args.stem)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
+    ema = averaged_model(accelerator, model, args.ema)
     groups = parameter_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, args.beta2))
     model, optimizer = accelerator.prepare(model, optimizer)
-    if ema is not None:
-        ema.to(accelerator.device)
-        accelerator.register_for_checkpointing(ema)
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
     step = checkpoints.resume()
     loader = build_loader(args, config, pictures, accelerator, step, max_steps, teacher)

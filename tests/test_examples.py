@@ -269,7 +269,7 @@ def test_ones_own_pictures_are_learnt(train, inputs, run_custom, tmp_path: Path)
     start.save_pretrained(tmp_path / "start")
     EfficientSamProcessor.from_model_config(start.config).save_pretrained(tmp_path / "start")
     given = [
-        "--source",
+        "--sources",
         inputs["sources"][0],
         "--output_dir",
         str(tmp_path / "run"),
@@ -283,7 +283,7 @@ def test_ones_own_pictures_are_learnt(train, inputs, run_custom, tmp_path: Path)
         "4",
         "--eval_every",
         "2",
-        "--validation",
+        "--hold_out",
         "2",
         "--learning_rate",
         "1e-3",
@@ -300,12 +300,12 @@ def test_ones_own_pictures_are_learnt(train, inputs, run_custom, tmp_path: Path)
 
 def test_ones_own_pictures_want_some_to_choose_by(inputs, run_custom, tmp_path: Path):
     with pytest.raises(ValueError, match="--train must be decoder, lora or all, got 'encoder'"):
-        run_custom("--source", "x", "--output_dir", str(tmp_path), "--train", "encoder")
-    with pytest.raises(ValueError, match="--validation must be 2 or more, or nothing is trained on; got 1"):
-        run_custom("--source", "x", "--output_dir", str(tmp_path), "--validation", "1")
+        run_custom("--sources", "x", "--output_dir", str(tmp_path), "--train", "encoder")
+    with pytest.raises(ValueError, match="--hold_out must be 2 or more, or nothing is trained on; got 1"):
+        run_custom("--sources", "x", "--output_dir", str(tmp_path), "--hold_out", "1")
     make_folder(tmp_path / "one", scene_files(1))
     with pytest.raises(ValueError, match=r"wanted two pictures with masks or more in .*one, found 1"):
-        run_custom("--source", str(tmp_path / "one"), "--output_dir", str(tmp_path))
+        run_custom("--sources", str(tmp_path / "one"), "--output_dir", str(tmp_path))
 
 
 def with_sources(inputs: dict, *sources: str) -> dict:
@@ -369,7 +369,7 @@ def test_a_numbered_picture_that_cannot_be_read_is_skipped_and_named(inputs, run
     assert "2 skipped, such as: sa_5 in" in printed
     assert len(measured_in(printed)) == 1
     start = str(tmp_path / "run" / "model")
-    given = ["--source", folder, "--model", start, "--output_dir", str(tmp_path / "custom"), "--max_steps", "4"]
+    given = ["--sources", folder, "--model", start, "--output_dir", str(tmp_path / "custom"), "--max_steps", "4"]
     assert "2 skipped, such as: sa_5 in" in run_custom(*given, "--eval_every", "4")
 
 

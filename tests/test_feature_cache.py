@@ -172,7 +172,7 @@ def test_from_the_command_to_the_training(folder, run, tmp_path):
     small_sam().save_pretrained(tmp_path / "teacher")
     (tmp_path / "student.json").write_text(json.dumps(sami_config().to_dict()))
     command = ["cache-features", str(folder), "--teacher", str(tmp_path / "teacher"), "--output", str(tmp_path / "c")]
-    command += ["--image-size", "64", "--grid", "4", "--crops", "2", "--device", "cpu"]
+    command += ["--teacher-size", "64", "--grid", "4", "--crops", "2", "--device", "cpu"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert f"features of 5 pictures: {tmp_path / 'c'}" in result.output

@@ -94,7 +94,7 @@ def test_without_patience_a_run_never_stops():
 def test_a_picture_is_trained_on_or_held_out(hold_out, tmp_path):
     pictures = find_labelled_pictures(str(make_folder(tmp_path, scene_files(5))))
     train, held = split_pictures(pictures, hold_out)
-    assert sorted(train + held, key=lambda picture: picture.name) == pictures
+    assert sorted([*train, *held], key=lambda picture: picture.name) == pictures
     assert held == (pictures[::hold_out] if hold_out else [])
 
 

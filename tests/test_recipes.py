@@ -132,7 +132,7 @@ def coco_options(room: Path, output: Path, *more: str) -> list[str]:
 
 def semantic_options(room: Path, output: Path, *more: str) -> list[str]:
     given = ["--model", str(room / "model"), "--output_dir", str(output), "--report_to", "none"]
-    given += ["--dataset", str(room / "ade"), "--names", str(room / "ade" / "names.txt"), "--head"]
+    given += ["--dataset", str(room / "ade"), "--names", str(room / "ade" / "names.txt"), "--head_config"]
     given += [str(room / "head.json"), "--image_size", "64", "--total_batch", "2", "--batch_size", "2"]
     return [*given, "--smallest_scale", "1", "--largest_scale", "1", "--flip", "0", "--color", "0", *more]
 
@@ -168,7 +168,7 @@ def test_detection_learns_two_pictures_by_heart(room, run, tmp_path):
 @pytest.mark.slow
 def test_semantic_segmentation_learns_two_pictures_by_heart(room, run, tmp_path):
     more = ["--max_steps", "80", "--learning_rate", "3e-3", "--max_grad_norm", "1", "--drop_path", "0"]
-    given = semantic_options(room, tmp_path, "--encoder_share", "1", *more)
+    given = semantic_options(room, tmp_path, "--encoder_rate", "1", *more)
     printed = run("finetune_semantic_segmentation", *given)
     assert figure(printed, "mean_iou") > 0.9
     assert figure(printed, "overall_accuracy") > 0.95

@@ -13,8 +13,14 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from efficientsam_hf import EfficientSamBackbone, EfficientSamForImageClassification
 from efficientsam_hf.training.classification import classification_inputs, mix_pairs, normalize_pixels, smooth_labels
-from efficientsam_hf.training.encoders import backbone_config, load_backbone, load_encoder_model, windowed
-from efficientsam_hf.training.mask_sets import build_mask2former, encoder_rate, mask2former_inputs
+from efficientsam_hf.training.encoders import (
+    backbone_config,
+    load_backbone,
+    load_encoder_model,
+    trunk_shares,
+    windowed,
+)
+from efficientsam_hf.training.mask_sets import build_mask2former, mask2former_inputs
 from efficientsam_hf.training.optimization import decay_polynomial, parameter_groups
 from efficientsam_hf.training.runs import RunOptions, start_run
 from efficientsam_hf.training.updates import weight_updates
@@ -187,7 +193,7 @@ def test_mask2former_has_the_checkpoint_s_encoder(folder):
     own = make_model(tiny_config()).vision_encoder.state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in backbone.vision_encoder.state_dict().items())
     assert (model.config.id2label, backbone.config.window_size) == ({0: "a", 1: "b"}, 2)
-    shares = encoder_rate(model, 0.1)
+    shares = trunk_shares(model, 0.1)
     groups = parameter_groups(model, 0.05, shares)
     slow = sum(len(group["params"]) for group in groups if group["rate_share"] == 0.1)
     assert slow == len(list(backbone.vision_encoder.parameters()))

@@ -13,7 +13,7 @@ def cache_features(
     sources: Annotated[list[str], typer.Argument(help="folders or tars of pictures, in training's order")],
     teacher: Annotated[str, typer.Option(help="folder or Hub id of a vision model, or an ONNX file")],
     output: Annotated[Path, typer.Option(help="folder of the cache")],
-    image_size: Annotated[int, typer.Option(help="side in pixels that the teacher looks at")] = 1024,
+    teacher_size: Annotated[int, typer.Option(help="side in pixels that the teacher looks at")] = 1024,
     before_neck: Annotated[bool, typer.Option(help="a SAM encoder's features before its neck")] = False,
     teacher_output: Annotated[str | None, typer.Option(help="an ONNX file's output with the features")] = None,
     teacher_mean: Annotated[str | None, typer.Option(help="three numbers, R,G,B; its own if left out")] = None,
@@ -46,7 +46,7 @@ def cache_features(
     place = place_of(device)
     pictures = find_pictures(sources)
     weights = getattr(torch, dtype)
-    loaded = load_teacher(teacher, image_size, not before_neck, teacher_output, mean, std, weights).to(place)
+    loaded = load_teacher(teacher, teacher_size, not before_neck, teacher_output, mean, std, weights).to(place)
     maker = SampleMaker(seed=seed, crop=RandomResizedCrop(smallest_area), crops=crops or None)
     settings = CacheSettings(grid, crops, seed, smallest_area, pictures_per_shard)
     for shard in write_cache(output, pictures, loaded, maker, settings, batch_size, rank, processes):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .configuration_efficientsam import VARIANTS, EfficientSamConfig
 from .modeling_efficientsam import EfficientSamModel
+from .written_files import written_together
 
 # Official name, our name. A {} stands for one part of the name and carries over.
 NAMES = [
@@ -206,8 +207,6 @@ def convert(path: str | Path, config: EfficientSamConfig | None = None) -> Effic
 
 def save_official(model: EfficientSamModel, path: str | Path) -> None:
     """Write the model as an official `.pt` file, for people whose tools need that layout."""
-    path = Path(path)
     state_dict = to_official({key: tensor.float().cpu() for key, tensor in model.state_dict().items()})
-    beside = path.with_name(path.name + ".part")
-    torch.save({"model": state_dict}, beside)
-    beside.replace(path)
+    with written_together([Path(path)]) as (part,):
+        torch.save({"model": state_dict}, part)

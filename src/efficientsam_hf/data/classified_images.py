@@ -12,7 +12,7 @@ from transformers import BitImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .crops import RandomResizedCrop
-from .images import Picture, find_pictures
+from .images import find_pictures
 from .randaugment import RandAugment
 
 Item = tuple[Image.Image, int]
@@ -31,7 +31,7 @@ class ClassFolder(Sequence):
     """
 
     def __init__(self, folder: str | Path, names: Sequence[str] | None = None):
-        self.pictures: list[Picture] = find_pictures([folder])
+        self.pictures = find_pictures([folder])
         paths = [picture.name.removeprefix(f"{folder}/").removeprefix("./") for picture in self.pictures]
         found = [path.split("/")[0] if "/" in path else None for path in paths]
         if None in found:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .images import CorruptPictureError
+from .images import CorruptPictureError, epoch_order
 
 FRUITLESS = 100  # unreadable items in a row after which nothing is to be hoped for
 logger = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ class EpochSamples(Dataset):
         self.length = length
         self.seed = seed
         self.first = first
-        self.order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
 
     def __len__(self) -> int:
         return max(self.length - self.first, 0)
@@ -53,10 +52,9 @@ class EpochSamples(Dataset):
             ValueError: if a hundred items in a row cannot be read.
         """
         epoch, place = divmod(self.first + index, len(self.items))
-        if self.order[0] != epoch:
-            self.order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.items)))
+        order = epoch_order(self.seed, epoch, len(self.items))
         for step in range(FRUITLESS):
-            sample = self.sample(int(self.order[1][(place + step) % len(self.items)]), epoch)
+            sample = self.sample(int(order[(place + step) % len(self.items)]), epoch)
             if sample is not None:
                 return sample
         raise ValueError(f"wanted an item that can be read, found none among {FRUITLESS} in a row; the log names them")

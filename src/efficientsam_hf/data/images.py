@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .blobs import Blob, find_blobs
 from .crops import Crop, SampleMaker
+from .packed_items import PackedItems
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Pillow writes these, or knows them by name, but reads no pixels of them.
@@ -58,25 +60,31 @@ def decode_picture(name: str, content: bytes) -> Image.Image:
         raise CorruptPictureError(f"{name} is no readable picture: {error}") from error
 
 
-def find_pictures(sources: Sequence[str | Path]) -> list[Picture]:
+def find_pictures(sources: Sequence[str | Path]) -> Sequence[Picture]:
     """All pictures of folders (searched to their depth) and uncompressed tars, each source's sorted by name.
 
     Raises:
         FileNotFoundError: if there is nothing at a source, or no picture in it.
         ValueError: if it is a file, but no uncompressed tar.
     """
-    pictures = []
+    pictures: list[Picture] = []
     for source in sources:
         blobs = find_blobs(source, "pictures")
         found = [Picture(f"{source}/{name}", blob) for name, blob in blobs.items() if name.lower().endswith(SUFFIXES)]
         if not found:
             raise FileNotFoundError(f"no picture ({', '.join(SUFFIXES)}) in {source}: found {len(blobs)} other files")
         pictures += sorted(found, key=lambda picture: picture.name)
-    return pictures
+    return PackedItems(pictures)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Data sets
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Numbers of `count` items in the order in which an epoch takes them."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 class CorruptPictures:
@@ -138,7 +146,6 @@ class UnlabelledImages(Dataset):
         self.maker = maker
         self.first = first
         self.features = features
-        self.order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
 
     def __len__(self) -> int:
         return max(self.length - self.first, 0)
@@ -146,9 +153,10 @@ class UnlabelledImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Sample `first + index`, see `SampleMaker.make`."""
         epoch, place = divmod(self.first + index, len(self.pictures))
+        order = epoch_order(self.maker.seed, epoch, len(self.pictures))
         corrupt: list[str] = []
         for step in range(min(100, len(self.pictures))):
-            number = int(self.epoch_order(epoch)[(place + step) % len(self.pictures)])
+            number = int(order[(place + step) % len(self.pictures)])
             try:
                 return {**self.make(number, epoch), "corrupt": "\n".join(corrupt)}
             except CorruptPictureError as error:
@@ -166,13 +174,6 @@ class UnlabelledImages(Dataset):
             crop = self.maker.draw_crop(image, number, epoch)
             sample["features"] = self.features(number, image.size, crop, epoch)
         return sample
-
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        """Numbers of the pictures in the order of this epoch."""
-        if self.order[0] != epoch:
-            order = np.random.default_rng((self.maker.seed, epoch)).permutation(len(self.pictures))
-            self.order = (epoch, order)
-        return self.order[1]
 
 
 class StreamedImages(IterableDataset):

@@ -14,6 +14,7 @@ from ..masks_efficientsam import decode_rle
 from .blobs import find_blobs
 from .coco import file_names, find_blob, read_instances, run_lengths
 from .images import decode_picture
+from .packed_items import PackedItems
 from .scale_jitter import ScaleJitter
 
 
@@ -48,44 +49,45 @@ class CocoInstances(Sequence):
     """
 
     def __init__(self, annotations: str | Path, pictures: str | Path, with_masks: bool = True):
-        images, self.records = read_instances(Path(annotations))
+        images, records = read_instances(Path(annotations))
         categories = json.loads(Path(annotations).read_bytes()).get("categories", [])
         self.category_ids = [category["id"] for category in categories]
         self.names = [str(category["name"]) for category in categories]
         if not categories:
             raise ValueError(f"{annotations} has no categories: wanted the classes of its instances")
         numbers = {identity: number for number, identity in enumerate(self.category_ids)}
-        for rows in self.records.values():
+        for rows in records.values():
             wrong = next((row["category_id"] for row in rows if row.get("category_id") not in numbers), None)
             if wrong is not None:
                 raise ValueError(
                     f"{annotations} has an instance of category {wrong}: wanted one of its {len(numbers)}"
                 )
         self.numbers = numbers
-        self.images = [image for image in images if image["id"] in self.records or not with_masks]
+        wanted = [image for image in images if image["id"] in records or not with_masks]
         blobs = find_blobs(pictures, "pictures")
         names = {Path(path).name: blob for path, blob in blobs.items()}
-        self.blobs = []
-        for image in self.images:
+        found = []
+        for image in wanted:
             paths = file_names(image)
-            found = next(filter(None, (find_blob(path, blobs, names) for path in paths)), None)
-            if found is None:
+            blob = next(filter(None, (find_blob(path, blobs, names) for path in paths)), None)
+            if blob is None:
                 raise FileNotFoundError(f"{annotations} names {paths[0]}: found no such picture in {pictures}")
-            self.blobs.append(found)
-        if not self.images:
+            found.append((image, blob, records.get(image["id"], [])))
+        if not found:
             raise FileNotFoundError(f"no picture with masks in {annotations}")
+        self.pictures = PackedItems(found)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pictures)
 
     def __getitem__(self, index: Any) -> Any:
         """An `InstancePicture`."""
-        image = self.images[index]
-        size, rows = (image["height"], image["width"]), self.records.get(image["id"], [])
+        image, blob, rows = self.pictures[index]
+        size = (image["height"], image["width"])
         found = [(run_lengths(row["segmentation"], size), self.numbers[row["category_id"]]) for row in rows]
         pairs = [(decode_rle(rle).numpy(), number) for rle, number in found if rle is not None]
         masks = np.stack([mask for mask, _ in pairs]) if pairs else np.zeros((0, *size), dtype=bool)
-        picture = decode_picture(file_names(image)[0], self.blobs[index].read())
+        picture = decode_picture(file_names(image)[0], blob.read())
         if (picture.height, picture.width) != size:
             raise ValueError(
                 f"{file_names(image)[0]} is {picture.height} x {picture.width}, the JSON has {size[0]} x {size[1]}"

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .images import Picture, find_pictures
+from .images import find_pictures
+from .packed_items import PackedItems
 from .scale_jitter import ScaleJitter
 
 # The class of a pixel that counts for nothing.
@@ -64,11 +65,11 @@ class SemanticFolder(Sequence):
         self.images = find_pictures([Path(folder) / "images" / split])
         maps = find_pictures([Path(folder) / "annotations" / split])
         found = {Path(picture.name).stem: picture for picture in maps}
-        self.maps: list[Picture] = []
-        for picture in self.images:
-            if Path(picture.name).stem not in found:
-                raise FileNotFoundError(f"no classes of {picture.name} in {Path(folder) / 'annotations' / split}")
-            self.maps.append(found[Path(picture.name).stem])
+        names_of_pictures = [picture.name for picture in self.images]
+        for name in names_of_pictures:
+            if Path(name).stem not in found:
+                raise FileNotFoundError(f"no classes of {name} in {Path(folder) / 'annotations' / split}")
+        self.maps = PackedItems(found[Path(name).stem] for name in names_of_pictures)
 
     def __len__(self) -> int:
         return len(self.images)

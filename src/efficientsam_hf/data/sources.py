@@ -1,10 +1,12 @@
 """The one door through which labelled pictures of every layout come in."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from .coco import find_coco_pictures
 from .mask_pictures import find_masked_pictures
+from .packed_items import PackedItems
 from .sa1b import LabelledPicture, find_pairs
 
 
@@ -34,7 +36,8 @@ def find_labelled_pictures(source: str) -> list[LabelledPicture]:
 
 def split_pictures(
     pictures: list[LabelledPicture], hold_out: int
-) -> tuple[list[LabelledPicture], list[LabelledPicture]]:
+) -> tuple[Sequence[LabelledPicture], list[LabelledPicture]]:
     """Pictures to train on, and every `hold_out`-th, the first one among them, to choose by; 0 holds out none."""
     held = [picture for number, picture in enumerate(pictures) if hold_out and number % hold_out == 0]
-    return [picture for number, picture in enumerate(pictures) if not hold_out or number % hold_out], held
+    trained_on = (picture for number, picture in enumerate(pictures) if not hold_out or number % hold_out)
+    return PackedItems(trained_on), held

@@ -40,12 +40,23 @@ def wanted_package(name: str, what: str) -> Any:
         ) from fault
 
 
-def cannot_load(path: Path, manifest: Manifest, runtime: str, fault: Exception) -> ValueError:
-    """The error for a graph that a runtime refuses: what it was made for, what is here, and the runtime's reason."""
-    made = ", ".join(f"{package} {version}" for package, version in manifest.versions.items())
-    opset = f" for opset {manifest.opset}" if manifest.opset else ""
-    reason = str(fault).strip().splitlines()[0]
-    return ValueError(f"{path}: made{opset} with {made}, and {runtime} cannot load it: {reason}")
+def load_graphs(folder: Path, manifest: Manifest, runtime: str, load: Callable[[Path], Any]) -> dict[str, Any]:
+    """What a runtime makes of each graph's file, by the graph's name.
+
+    Raises:
+        ValueError: for a graph that it refuses: what it was made for, what is here, and the runtime's reason.
+    """
+    loaded = {}
+    for name, graph in manifest.graphs.items():
+        path = folder / graph["file"]
+        try:
+            loaded[name] = load(path)
+        except Exception as fault:  # runtimes raise RuntimeError and classes of their own
+            made = ", ".join(f"{package} {version}" for package, version in manifest.versions.items())
+            opset = f" for opset {manifest.opset}" if manifest.opset else ""
+            reason = str(fault).strip().splitlines()[0]
+            raise ValueError(f"{path}: made{opset} with {made}, and {runtime} cannot load it: {reason}") from fault
+    return loaded
 
 
 def onnx_engine(folder: Path, manifest: Manifest, devices: Sequence[str], threads: int | None) -> Engine:
@@ -65,16 +76,13 @@ def onnx_engine(folder: Path, manifest: Manifest, devices: Sequence[str], thread
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
-    sessions = {}
-    for name, graph in manifest.graphs.items():
-        path = folder / graph["file"]
-        try:
-            sessions[name] = onnxruntime.InferenceSession(
-                str(path), options, providers=providers, provider_options=places
-            )
-        except Exception as fault:  # its errors share no class but this
-            raise cannot_load(path, manifest, f"onnxruntime {onnxruntime.__version__}", fault) from fault
-        if devices and providers[0] not in (started := sessions[name].get_providers()):
+
+    def load(path: Path) -> Any:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers, provider_options=places)
+
+    sessions = load_graphs(folder, manifest, f"onnxruntime {onnxruntime.__version__}", load)
+    for session in sessions.values():
+        if devices and providers[0] not in (started := session.get_providers()):
             raise ValueError(f"onnxruntime's {providers[0]} does not start here, found {', '.join(started)}")
     return lambda name, inputs: sessions[name].run(manifest.graphs[name]["outputs"], inputs)
 
@@ -103,13 +111,11 @@ def openvino_engine(folder: Path, manifest: Manifest, devices: Sequence[str], th
         settings["INFERENCE_PRECISION_HINT"] = "f32"  # or some CPUs take bfloat16 without a word
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = {}
-    for name, graph in manifest.graphs.items():
-        path = folder / graph["file"]
-        try:
-            compiled[name] = core.compile_model(core.read_model(path), device, settings)
-        except Exception as fault:  # RuntimeError and classes of its own
-            raise cannot_load(path, manifest, f"openvino {openvino.__version__}", fault) from fault
+
+    def load(path: Path) -> Any:
+        return core.compile_model(core.read_model(path), device, settings)
+
+    compiled = load_graphs(folder, manifest, f"openvino {openvino.__version__}", load)
 
     def run(name: str, inputs: dict[str, np.ndarray]) -> Arrays:
         answers = compiled[name]([inputs[key] for key in manifest.graphs[name]["inputs"]])
@@ -122,13 +128,9 @@ def torch_engine(folder: Path, manifest: Manifest, devices: Sequence[str], threa
     """Torch itself, on graphs that `torch.export` saved: no code of the model is needed. On the CPU."""
     if list(devices) not in ([], ["cpu"]):
         raise ValueError(f"a torch-export folder was traced for the CPU, found device {', '.join(devices)}")
-    modules = {}
-    for name, graph in manifest.graphs.items():
-        path = folder / graph["file"]
-        try:
-            modules[name] = torch.export.load(path).module()
-        except Exception as fault:  # as many kinds as its format has parts
-            raise cannot_load(path, manifest, f"torch {torch.__version__}", fault) from fault
+    modules = load_graphs(
+        folder, manifest, f"torch {torch.__version__}", lambda path: torch.export.load(path).module()
+    )
 
     def run(name: str, inputs: dict[str, np.ndarray]) -> Arrays:
         answers = modules[name](*(torch.from_numpy(inputs[key]) for key in manifest.graphs[name]["inputs"]))
@@ -142,13 +144,11 @@ def executorch_engine(folder: Path, manifest: Manifest, devices: Sequence[str], 
     runtime = wanted_package("executorch.runtime", "an ExecuTorch folder")
     if list(devices) not in ([], ["cpu"]):
         raise ValueError(f"an ExecuTorch folder was written for the CPU, found device {', '.join(devices)}")
-    methods = {}
-    for name, graph in manifest.graphs.items():
-        path = folder / graph["file"]
-        try:
-            methods[name] = runtime.Runtime.get().load_program(path).load_method("forward")
-        except Exception as fault:
-            raise cannot_load(path, manifest, "executorch", fault) from fault
+
+    def load(path: Path) -> Any:
+        return runtime.Runtime.get().load_program(path).load_method("forward")
+
+    methods = load_graphs(folder, manifest, "executorch", load)
 
     def run(name: str, inputs: dict[str, np.ndarray]) -> Arrays:
         names = manifest.graphs[name]["inputs"]

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_efficientsam import EfficientSamVisionConfig
-from ..modeling_efficientsam_backbone import EfficientSamBackbone
+from ..modeling_efficientsam_backbone import EfficientSamBackbone, EfficientSamTrunk
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -118,3 +118,8 @@ def windowed(layers: int, window_size: int = 14, rounds: int = 4) -> dict[str, A
     """
     ends = sorted({-(-layers * number // rounds) - 1 for number in range(1, rounds + 1)})
     return {"window_size": window_size, "global_attention_layers": ends if window_size else []}
+
+
+def trunk_shares(model: nn.Module, share: float) -> dict[str, float]:
+    """Rate shares for `parameter_groups`: the pretrained encoder learns at a share of the rate, its pyramid at all."""
+    return {f"{name}.": share for name, module in model.named_modules() if isinstance(module, EfficientSamTrunk)}

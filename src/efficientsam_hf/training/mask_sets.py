@@ -45,10 +45,3 @@ def mask2former_inputs(batch: dict[str, Any], generator: torch.Generator | None 
         "mask_labels": [masks.to(pixels.device, torch.float32) for masks in batch["mask_labels"]],
         "class_labels": [labels.to(pixels.device) for labels in batch["class_labels"]],
     }
-
-
-def encoder_rate(model: torch.nn.Module, share: float) -> dict[str, float]:
-    """Rate shares for `parameter_groups`: the pretrained encoder learns at a share of the rate, its pyramid at all."""
-    from ..modeling_efficientsam_backbone import EfficientSamTrunk
-
-    return {f"{name}.": share for name, module in model.named_modules() if isinstance(module, EfficientSamTrunk)}

@@ -9,14 +9,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .checkpoints import Checkpoints
 from .progress import LossMeter, batches_per_step
 from .updates import Inputs, weight_updates
-from .weights import is_shared_out
+from .weights import averaged_model, is_shared_out
 
 
 @dataclass(kw_only=True)
@@ -34,7 +33,7 @@ class RunOptions:
     workers: int = field(default=0, metadata={"help": "processes that read pictures, for each process that trains"})
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, trackio, wandb, all or none"})
     log_every: int = field(default=50, metadata={"help": "weight updates between two reports"})
-    evaluate_every: int = field(default=5000, metadata={"help": "weight updates between two evaluations"})
+    eval_every: int = field(default=5000, metadata={"help": "weight updates between two evaluations"})
     save_every: int = field(default=1000, metadata={"help": "weight updates between two states"})
     keep: int = field(default=2, metadata={"help": "states kept"})
     stop_at: int | None = field(default=None, metadata={"help": "stop and save after this update, to go on later"})
@@ -110,10 +109,8 @@ def train(
     Returns:
         The trained model, moving averages in place of its weights if there are any; None but on the main process.
     """
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
+    ema = averaged_model(accelerator, model, options.ema)
     model, optimizer = accelerator.prepare(model, optimizer)
-    if ema is not None:
-        accelerator.register_for_checkpointing(ema.to(accelerator.device))
     checkpoints = Checkpoints(accelerator, options.output_dir, keep=options.keep)
     step = first = checkpoints.resume()
     loader = accelerator.prepare(loader_from(first * options.total_batch))
@@ -130,7 +127,7 @@ def train(
             ema.update_parameters(accelerator.unwrap_model(model))
         if step % options.log_every == 0 or step % options.save_every == 0 or step == last:
             report.losses(step, rate(step - 1))
-        if step % options.evaluate_every == 0 and step != last:
+        if step % options.eval_every == 0 and step != last:
             report.figures(step, evaluate(ema.module if ema is not None else model))
             model.train()
         if step % options.save_every == 0 and step != last:

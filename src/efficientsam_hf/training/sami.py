@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_efficientsam_sami import EfficientSamSamiConfig
-from ..modeling_efficientsam_sami import EfficientSamForPreTraining, join_patches
+from ..modeling_efficientsam_sami import EfficientSamForPreTraining, join_patches, patch_pixels
+from .classification import normalize_pixels
 from .teachers import Teacher
 
 
@@ -24,16 +25,15 @@ def model_inputs(batch: dict[str, Any], config: EfficientSamSamiConfig, teacher:
     Raises:
         ValueError: if the features are the target and nothing gives them.
     """
-    pixels = batch["pixels"].float() / 255
-    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    inputs = {"pixel_values": (pixels - mean) / std, "noise": batch["noise"]}
+    pixels = batch["pixels"]
+    inputs = {"pixel_values": normalize_pixels(pixels), "noise": batch["noise"]}
     if config.target == "pixels":
         return inputs
     if "features" in batch:
         return {**inputs, "target_features": batch["features"].float()}
     if teacher is None:
         raise ValueError("the config's target is a teacher's features: give a teacher or a cache, got neither")
-    seen = batch["teacher_pixels"].float() / 255 if "teacher_pixels" in batch else pixels
+    seen = batch.get("teacher_pixels", pixels).float() / 255
     grid = pixels.shape[-1] // config.vision_config.patch_size
     return {**inputs, "target_features": teacher(seen, grid)}
 
@@ -70,7 +70,7 @@ def guessed_pictures(guess: Tensor, pixels: Tensor, config: EfficientSamSamiConf
     """Guessed patches (B, h, w, channels) -> pictures (B, 3, S, S); the true mean and deviation undo the norm."""
     patch = config.vision_config.patch_size
     if config.normalize_targets:
-        true = pixels.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 4, 5, 1).flatten(3)
+        true = patch_pixels(pixels, patch)
         deviation = true.var(-1, correction=0, keepdim=True).add(1e-6).sqrt()
         guess = guess * deviation + true.mean(-1, keepdim=True)
     return join_patches(guess, patch)

@@ -55,7 +55,7 @@ def trained_model(
     return twin
 
 
-def averaged_model(accelerator: Accelerator, model: EfficientSamModel, decay: float) -> AveragedModel | None:
+def averaged_model(accelerator: Accelerator, model: nn.Module, decay: float) -> AveragedModel | None:
     """The exponential moving average of a model that is not yet prepared; None where `decay` is 0.
 
     Raises:
@@ -64,7 +64,9 @@ def averaged_model(accelerator: Accelerator, model: EfficientSamModel, decay: fl
     if not decay:
         return None
     if is_shared_out(accelerator):
-        raise ValueError(f"a moving average wants all weights in one place, and FSDP shares them out: got {decay}")
+        raise ValueError(
+            f"--ema {decay} keeps all weights in one place, and FSDP divides them: give one of both, got both"
+        )
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
     return ema
