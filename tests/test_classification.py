@@ -1,5 +1,7 @@
 """Classes of whole pictures: what is pooled, which labels are taken, and the pipeline of transformers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,15 @@ from conftest import make_model, tiny_config
 from PIL import Image
 from test_sami_model import make_sami
 from transformers import AutoConfig, AutoModelForImageClassification, BitImageProcessorPil, pipeline
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
-from efficientsam_hf import EfficientSamForImageClassification, EfficientSamVisionConfig, EfficientSamVisionModel
+from efficientsam_hf import (
+    EfficientSamForImageClassification,
+    EfficientSamImageProcessor,
+    EfficientSamVisionConfig,
+    EfficientSamVisionModel,
+    save_for_hub,
+)
 
 
 def make_classifier(**fields) -> EfficientSamForImageClassification:
@@ -57,6 +66,25 @@ def test_shares_of_classes_are_what_numbers_mean(pixels):
     half = torch.full((2, 3), 1 / 3)
     wanted = -model(pixels).logits.log_softmax(-1).mean()
     assert model(pixels, labels=half).loss.item() == pytest.approx(wanted.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [3, 1])
+@pytest.mark.parametrize("problem", [None, "multi_label_classification", "regression"])
+def test_each_problem_has_the_loss_of_transformers(problem, count, pixels):
+    model = make_classifier(problem_type=problem, num_labels=count)
+    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0]])[:, :count]
+    labels = torch.tensor([2, 0]) if (problem, count) == (None, 3) else labels
+    config = SimpleNamespace(problem_type=problem, num_labels=count)
+    wanted = ForSequenceClassificationLoss(labels, model(pixels).logits, config)
+    assert model(pixels, labels=labels).loss.item() == pytest.approx(wanted.item())
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_each_class_wants_its_label(problem, pixels):
+    model = make_classifier(problem_type=problem)
+    for labels in (torch.tensor([2, 0]), torch.ones(2, 1)):
+        with pytest.raises(ValueError, match=rf"labels of {problem} must be \(B, 3\), got \(2"):
+            model(pixels, labels=labels)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +138,20 @@ def test_pipeline_and_auto_classes(pooling, tmp_path):
     assert {row["label"]: row["score"] for row in found[0]} == pytest.approx(
         {names[n]: share.item() for n, share in enumerate(shares)}, abs=1e-6
     )
+
+
+@pytest.mark.parametrize("task", ["image-classification", "image-feature-extraction"])
+@pytest.mark.parametrize("save", ["plain", "for the Hub"])
+def test_pipelines_run_our_own_processor_without_a_question(save, task, tmp_path, monkeypatch):
+    head = EfficientSamForImageClassification if task == "image-classification" else EfficientSamVisionModel
+    model, processor = head(tiny_config().vision_config), EfficientSamImageProcessor(size=64)
+    if save == "plain":
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+    else:
+        save_for_hub(model, processor, tmp_path)
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    asked = pipeline(task, model=str(tmp_path))
+    assert type(asked.model) is head
+    assert type(asked.image_processor) is EfficientSamImageProcessor
+    assert asked(Image.fromarray(np.zeros((48, 80, 3), np.uint8)))

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -64,6 +65,21 @@ def test_what_is_the_callers_fault_is_raised_and_no_reason_to_give_up(monkeypatc
     assert compiled.compiled is not None
 
 
+def test_a_copy_answers_with_its_own_weights(monkeypatch, model, pixels):
+    def compiled(function, **options):
+        return lambda *arguments, **inputs: function(*arguments, **inputs)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    inputs = {"pixel_values": pixels, "input_points": torch.full((2, 3, 1, 2), 30.0)}
+    with torch.inference_mode():
+        copied = deepcopy(compile_model(deepcopy(model)))
+        for parameter in (*copied.vision_encoder.parameters(), *copied.mask_decoder.parameters()):
+            parameter.mul_(1.1)
+        model.load_state_dict(copied.state_dict())
+        assert torch.allclose(copied(**inputs).pred_masks, model(**inputs).pred_masks, rtol=1e-4, atol=1e-4)
+    assert isinstance(copied.vision_encoder.forward, Compiled)
+
+
 @pytest.mark.parametrize(("count", "seen"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8)])
 def test_prompts_are_filled_up_and_cut_off(model, pixels, count, seen):
     counts = []
@@ -77,7 +93,7 @@ def test_prompts_are_filled_up_and_cut_off(model, pixels, count, seen):
         embeddings = model.get_image_embeddings(pixels)
         prepared = decoder.prepare(**model.get_image_inputs(embeddings))
         inputs = model.get_prompt_inputs(embeddings, torch.rand(2, count, 1, 2) * 64)
-        found, wanted = in_powers_of_two(watched)(prepared, **inputs), decoder.look(prepared, **inputs)
+        found, wanted = in_powers_of_two(watched, prepared, **inputs), decoder.look(prepared, **inputs)
         answers = [decoder.last_look(*looked, prepared, [0, 2, 3, 4]) for looked in (found, wanted)]
         images = (found[1], wanted[1])
         drawn = [

@@ -4,6 +4,7 @@ import pytest
 from conftest import tiny_config
 
 from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamModel, EfficientSamVisionConfig
+from efficientsam_hf.configuration_efficientsam_sami import EfficientSamSamiDecoderConfig
 
 
 def test_round_trip(tmp_path, config):
@@ -45,6 +46,12 @@ def test_wrong_type_is_refused():
 def test_widths_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"must be equal, got \(256, 128, 256\)"):
         EfficientSamConfig(prompt_encoder_config={"hidden_size": 128})
+
+
+@pytest.mark.parametrize("config", [EfficientSamVisionConfig, EfficientSamSamiDecoderConfig])
+def test_heads_that_do_not_share_the_channels_are_refused(config):
+    with pytest.raises(ValueError, match="num_attention_heads must divide hidden_size 24, got 10"):
+        config(hidden_size=24, num_attention_heads=10)
 
 
 def test_attention_implementation_reaches_every_part():

@@ -1,6 +1,7 @@
 """What is recorded and replayed, by a recording that needs no GPU; and a real one where there is a GPU."""
 
 import warnings
+from copy import deepcopy
 
 import pytest
 import torch
@@ -51,6 +52,23 @@ def test_the_second_call_of_the_same_shapes_is_replayed(recorded):
         recorded(values=numbers(2, 3))
     assert len(recorded.record.recorded) == 5
     assert recorded.record.replayed == 2
+
+
+def test_a_copy_records_anew():
+    class Scale:
+        factor = 2
+
+        def scale(self, values):
+            return values * self.factor
+
+    one = Scale()
+    one.scale = Recorded(one.scale, lambda eager, *_: lambda arguments, inputs: eager(*arguments, **inputs))
+    with torch.inference_mode():
+        one.scale(numbers(2))
+        other = deepcopy(one)
+    assert other.scale.eager.__self__ is other
+    assert len(one.scale.recordings) == 1
+    assert not other.scale.recordings
 
 
 @pytest.mark.parametrize("around", [torch.enable_grad, lambda: torch.autocast("cuda", torch.bfloat16)])

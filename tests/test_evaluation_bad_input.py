@@ -4,12 +4,14 @@ import json
 
 import pytest
 from oracles import Oracle, write_coco
+from PIL import Image
 from test_evaluation_coco import MODEL, campaign, write_detections
 
-from efficientsam_hf.evaluation.campaign import score_detections, score_interactive
+from efficientsam_hf.evaluation.campaign import score_detections, score_interactive, score_proposals
 from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.interactive import Settings
 from efficientsam_hf.evaluation.protocols import find_protocol
+from efficientsam_hf.masks_efficientsam import encode_rle
 
 
 @pytest.fixture
@@ -57,6 +59,15 @@ def test_bad_annotations_are_counted_or_stop_everything(coco, changes, reason, m
         )
 
 
+@pytest.mark.parametrize("ignore", [0, 1, True, None, []])
+def test_an_ignore_that_is_no_mask_is_no_fault(coco, ignore):
+    spoil(coco, ignore=ignore)
+    asked = campaign(coco, strict=True)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("ritm")], Settings())
+    assert asked.results[0]["protocols"][0]["masks"] == 9
+    assert asked.results[0]["protocols"][0]["at"]["1"]["miou"] == 1.0
+
+
 def test_missing_pictures_are_counted_or_stop_everything(coco):
     (coco[0] / "images" / "1.png").unlink()
     asked = campaign(coco)
@@ -87,11 +98,35 @@ def test_a_broken_picture_is_counted_or_stops_everything(coco):
     assert other.results[0]["ap"]["AP"] == 1.0
 
 
+def test_a_picture_of_another_size_is_left_out_of_every_figure(coco):
+    path, reason = coco[0] / "images" / "1.png", "a picture of another size than its entry says"
+    with Image.open(path) as image:
+        image.resize((40, 30), Image.Resampling.NEAREST).save(path)
+
+    def find(photo):
+        masks = coco[2][photo.getpixel((0, 0))[0]]
+        return [{"segmentation": encode_rle(mask), "predicted_iou": 1.0, "stability_score": 1.0} for mask in masks]
+
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    score_detections(asked, Oracle(coco[2]), MODEL, write_detections(coco))
+    score_proposals(asked, find, MODEL, {})
+    assert [result["skipped"][reason]["count"] for result in asked.results] == [1, 1, 1]
+    assert asked.results[0]["protocols"][0]["masks"] == 6
+    assert asked.results[0]["ap"]["AP"] == asked.results[1]["ap"]["AP"] == asked.results[2]["ar"]["AR@10"] == 1.0
+    with pytest.raises(ValueError, match=rf"1\.png \(40 x 30, 80 x 60\): {reason}"):
+        score_detections(campaign(coco, strict=True), Oracle(coco[2]), MODEL, write_detections(coco))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"bbox": [90, 5, 10, 10]}, "a box beside the picture"),
         ({"bbox": [5, 5, 0, 10]}, "a box without an area"),
+        ({"bbox": [30.0, 5, 1e-7, 10]}, "a box without an area"),  # in float32, as the models that follow
+        ({"bbox": [79.9999999, 5, 10, 10]}, "a box beside the picture"),
+        ({"bbox": [-5.0, 5, 5.00000001, 10]}, "a box beside the picture"),
+        ({"bbox": [5, 5, 1e39, 10]}, "a box that is not four finite numbers"),
         ({"bbox": [5, 5, 10]}, "a box that is not four finite numbers"),
         ({"category_id": 77}, "a result of an unknown category"),
         ({"score": None}, "a score that is no finite number"),

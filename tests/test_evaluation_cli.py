@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,29 @@ def test_several_models_in_one_table(room, checkpoint):
     assert result.exit_code == 0, result.output
     assert len(told()["results"]) == 2
     assert result.output.count("| tiny | ") == 4  # mean IoU and AP
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("processor_config.json", {"image_processor": {"image_mean": [0.9, 0.1, 0.5]}}),
+        ("config.json", {"mask_decoder_config": {"hidden_act": "tanh"}}),
+    ],
+)
+def test_models_of_one_name_and_weights_with_other_settings_are_apart(room, checkpoint, file, change):
+    folders = [shutil.copytree(checkpoint, room / place / "best") for place in "ab"]
+    content = json.loads((folders[1] / file).read_text())
+    for part, fields in change.items():
+        content[part].update(fields)
+    (folders[1] / file).write_text(json.dumps(content))
+    for name, models in (("both", folders), ("one", folders[:1]), ("other", folders[1:])):
+        options = [word for model in models for word in ("--model", model)]
+        assert run("boxes", *COCO, *options, "--limit", 2, "--output", f"{name}.json").exit_code == 0
+    both, (one,), (other,) = (told(f"{name}.json")["results"] for name in ("both", "one", "other"))
+    assert [found["protocols"] for found in both] == [one["protocols"], other["protocols"]]
+    assert one["protocols"] != other["protocols"]
+    assert both[0]["model"]["weights_sha256"] == both[1]["model"]["weights_sha256"]
+    assert both[0]["model"]["settings_sha256"] != both[1]["model"]["settings_sha256"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 import contextlib
 import io
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +170,26 @@ def test_refinement_wants_a_model_that_learnt_masks(coco):
     oracle.mask_prompts = False
     with pytest.raises(ValueError, match="oracle takes no mask prompts, which --refine"):
         score_detections(campaign(coco), oracle, MODEL, write_detections(coco), refine=True)
+
+
+def test_other_pictures_or_strictness_are_another_question(coco, monkeypatch):
+    folder, path, masks_of = coco
+    shutil.copytree(folder / "images", folder / "other")
+
+    def encoded(images=folder / "images", **options):
+        oracle = Oracle(masks_of)
+        asked = Campaign(images, path, folder / "results.json", **options)
+        score_interactive(asked, oracle, MODEL, [find_protocol("box")], Settings())
+        return oracle.encoded
+
+    assert [encoded(), encoded()] == [3, 0]
+    assert [encoded(strict=True), encoded(strict=True)] == [3, 0]
+    assert [encoded(folder / "other"), encoded()] == [3, 0]
+    monkeypatch.chdir(folder / "other")
+    assert encoded(Path("../images")) == 0
+    with (folder / "images" / "1.png").open("ab") as file:
+        file.write(b"another size")
+    assert encoded() == 3
 
 
 def test_what_was_answered_is_not_asked_again(coco):

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from efficientsam_hf.evaluation.clicks import anywhere, centroid, deepest
+from efficientsam_hf.evaluation.ground_truth import TrueObject
+from efficientsam_hf.evaluation.interactive import Walk
 from efficientsam_hf.evaluation.metrics import (
     boundary,
     boundary_iou,
@@ -124,25 +126,71 @@ def test_anywhere_is_everywhere_alike():
 
 def test_next_clicks_differ_by_protocol():
     missed, false = block(5, 5, 10, 10), block(30, 30, 20, 20)
-    assert deepest_of_larger(missed, false, True, GENERATOR)[1] == 0
-    assert deepest_of_larger(false, missed, True, GENERATOR)[1] == 1
+    assert deepest_of_larger(missed, false, True, [], GENERATOR)[1] == 0
+    assert deepest_of_larger(false, missed, True, [], GENERATOR)[1] == 1
     # Side by side they are one error, and its middle lies deeper than either's own.
     left, right = block(10, 10, 20, 10), block(10, 20, 20, 12)
-    (x, _), label = deepest_error(left, right, True, GENERATOR)
+    (x, _), label = deepest_error(left, right, True, [], GENERATOR)
     assert 19 <= x <= 22
     assert label == (x < 20)
-    (x, _), _ = deepest_of_larger(left, right, True, GENERATOR)
+    (x, _), _ = deepest_of_larger(left, right, True, [], GENERATOR)
     assert x in (25, 26)
+
+
+def ritm_click(truth, ignore, answer, clicked):
+    """RITM's `Clicker._get_next_click`, step by step."""
+    import cv2
+
+    depths = []
+    for region in (truth & ~answer & ~ignore, ~truth & answer & ~ignore):
+        depth = cv2.distanceTransform(np.pad(region, 1).astype(np.uint8), cv2.DIST_L2, 0)[1:-1, 1:-1]
+        for x, y in clicked:
+            depth[y, x] = 0
+        depths.append(depth)
+    label = int(depths[0].max() > depths[1].max())
+    y, x = np.unravel_index(depths[1 - label].argmax(), depths[0].shape)
+    return (int(x), int(y)), label
+
+
+def test_ritm_clicks_where_its_authors_do():
+    """The answers are nothing, so that what was clicked stays an error, and then too much."""
+    truth, ignore = block(10, 10, 20, 24), block(16, 16, 10, 10)
+    walk = Walk(TrueObject(0, truth, (10, 10, 34, 30), 480, ignore=ignore), GENERATOR)
+    for number in range(12):
+        if number:
+            walk.answer = block(0, 0, 0, 0) if number < 6 else block(5, 5, 40, 40)
+        answer = block(0, 0, 0, 0) if walk.answer is None else walk.answer
+        wanted = ritm_click(truth, ignore, answer, walk.points)
+        assert walk.click(find_protocol("ritm"), background=True)
+        assert (walk.points[-1], walk.labels[-1]) == wanted
+    assert len(set(walk.points)) == 12
+    assert set(walk.labels) == {0, 1}
+
+
+def test_first_clicks_leave_out_what_is_ignored_where_the_authors_do():
+    truth, middle = block(10, 10, 20, 20), block(15, 15, 10, 10)
+    for name, ignore, on_ignored in (("ritm", middle, False), ("sam", middle, True), ("ritm", truth, True)):
+        walk = Walk(TrueObject(0, truth, (10, 10, 30, 30), 400, ignore=ignore), GENERATOR)
+        walk.click(find_protocol(name), background=True)
+        ((x, y),) = walk.points
+        assert truth[y, x]
+        assert ignore[y, x] == on_ignored
+
+
+def test_where_all_was_clicked_there_is_no_click():
+    pixel, nothing = block(5, 5, 1, 1), block(0, 0, 0, 0)
+    assert deepest_of_larger(pixel, nothing, True, [(5, 5)], GENERATOR) is None
+    assert deepest_of_larger(pixel, nothing, True, [(6, 5), (0, 0)], GENERATOR) == ((5, 5), 1)
 
 
 @pytest.mark.parametrize("choose", [deepest_error, deepest_of_larger, random_error])
 def test_a_model_without_background_clicks_gets_none(choose):
     missed, false, nothing = block(5, 5, 10, 10), block(30, 30, 20, 20), block(0, 0, 0, 0)
-    (x, y), label = choose(missed, false, False, GENERATOR)
+    (x, y), label = choose(missed, false, False, [], GENERATOR)
     assert missed[y, x]
     assert label == 1
-    assert choose(nothing, false, False, GENERATOR) is None
-    assert choose(nothing, nothing, True, GENERATOR) is None
+    assert choose(nothing, false, False, [], GENERATOR) is None
+    assert choose(nothing, nothing, True, [], GENERATOR) is None
 
 
 def test_protocols_say_what_they_are_not():

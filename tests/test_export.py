@@ -67,7 +67,8 @@ def edit_manifest(folder, **changes):
 def test_folder_says_what_it_is(folder):
     manifest = json.loads((folder / "export.json").read_text())
     assert (manifest["format"], manifest["dtype"], manifest["opset"]) == ("onnx", "float32", 20)
-    assert set(manifest["files"]) == {"vision_encoder.onnx", "mask_decoder.onnx"}
+    wanted = {"vision_encoder.onnx", "mask_decoder.onnx", "config.json", "processor_config.json"}
+    assert wanted <= set(manifest["files"]) == {path.name for path in folder.iterdir()} - {"export.json"}
     assert manifest["graphs"]["mask_decoder"]["inputs"] == ["image_embeddings", "input_points", "input_labels"]
     assert max(manifest["check"][name] for name in ("image_embeddings", "iou_scores", "pred_masks")) < 1e-3
     assert manifest["versions"]["torch"] == torch.__version__
@@ -179,6 +180,13 @@ def test_missing_and_altered_files_are_named(copied):
         load_checkpoint(copied)
 
 
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json"])
+def test_altered_settings_are_named_as_altered_graphs_are(copied, name):
+    (copied / name).write_text((copied / name).read_text() + "\n")
+    with pytest.raises(ValueError, match=f"{name}: is not the file that was exported"):
+        load_checkpoint(copied)
+
+
 def test_other_runtimes_are_named(copied):
     import onnx
 
@@ -210,6 +218,8 @@ def test_pictures_of_another_size_are_named(exported):
         exported(pixel_values=torch.zeros(1, 3, 64, 32), input_points=torch.zeros(1, 1, 1, 2))
     with pytest.raises(ValueError, match="got neither"):
         exported(input_points=torch.zeros(1, 1, 1, 2))
+    with pytest.raises(ValueError, match=r"input_boxes must be \(1, 2, 4\), got \(1, 3, 4\)"):
+        exported(torch.zeros(1, 3, 64, 64), input_points=torch.zeros(1, 2, 1, 2), input_boxes=torch.zeros(1, 3, 4))
     with pytest.raises(ValueError, match="got no prompt"):
         exported(pixel_values=torch.zeros(1, 3, 64, 64))
 

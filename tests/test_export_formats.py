@@ -11,8 +11,9 @@ import torch
 from conftest import REPOSITORY, make_model, tiny_config
 
 from efficientsam_hf import EfficientSamProcessor, load_checkpoint, segment
-from efficientsam_hf.export.checking import agreement, difference
-from efficientsam_hf.export.formats import write_executorch
+from efficientsam_hf.export import graphs, official
+from efficientsam_hf.export.checking import agreement, compare, difference
+from efficientsam_hf.export.formats import write_executorch, write_onnx
 from efficientsam_hf.export.official import OfficialDecoder, export_for_osam
 from efficientsam_hf.export.writing import export_model
 from efficientsam_hf.exported.model import ExportedEfficientSam
@@ -43,10 +44,48 @@ def test_torch_export_in_half_precision_with_mask_prompts(tmp_path, photo):
         load_checkpoint(tmp_path / "new", device="cuda")
 
 
+def test_masks_go_with_any_number_of_pictures_and_prompts(tmp_path, monkeypatch):
+    import onnxruntime
+
+    config, trace_one = tiny_config(mask_prompts=True), graphs.trace_one
+    config.mask_decoder_config.num_hidden_layers = 1  # for the time that tracing takes
+    model = make_model(config)
+    monkeypatch.setattr(graphs, "trace_one", lambda *parts: trace_one(*parts) if "input_masks" in parts[1] else None)
+    write_onnx(graphs.trace(model)["mask_refiner"], tmp_path / "refiner.onnx")
+    session, generator = onnxruntime.InferenceSession(tmp_path / "refiner.onnx"), torch.Generator().manual_seed(0)
+    for batch, queries in ((1, 1), (1, 3), (2, 1), (2, 2), (3, 2)):
+        inputs = {
+            "image_embeddings": torch.randn(batch, 16, 4, 4, generator=generator),
+            "input_points": torch.rand(batch, queries, 1, 2, generator=generator) * 64,
+            "input_labels": torch.ones(batch, queries, 1, dtype=torch.int64),
+            "input_masks": torch.randn(batch, queries, 16, 16, generator=generator),
+        }
+        with torch.inference_mode():
+            wanted = model(**inputs).pred_masks
+        _, found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        assert difference(torch.from_numpy(found), wanted) < 1e-3
+
+
+def test_the_check_looks_at_answers_to_masks(photo):
+    model = make_model(tiny_config(mask_prompts=True))
+    processor = EfficientSamProcessor.from_model_config(model.config)
+
+    def forgets_masks(input_masks=None, **inputs):
+        return model(**inputs)
+
+    assert compare(model, processor, model, photo) == {
+        "image_embeddings": 0,
+        "iou_scores": 0,
+        "pred_masks": 0,
+        "mask_iou": 1,
+    }
+    assert compare(model, processor, forgets_masks, photo)["pred_masks"] > 1e-3
+
+
 def test_openvino(model, processor, photo, tmp_path):
     pytest.importorskip("openvino")
     manifest = export_model(model, processor, tmp_path / "new", "openvino")
-    assert set(manifest.files) == {f"{name}{end}" for name in manifest.graphs for end in (".xml", ".bin")}
+    assert set(manifest.files) > {f"{name}{end}" for name in manifest.graphs for end in (".xml", ".bin")}
     exported = ExportedEfficientSam(tmp_path / "new", threads=1)
     found = segment(exported, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
     wanted = segment(model, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
@@ -108,18 +147,31 @@ def test_osam_takes_the_files(model, processor, photo, tmp_path):
     compare_with_samexporter(theirs, model, processor, photo)
 
 
-def test_osams_masks_come_in_segments_order():
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_osams_masks_come_in_segments_order_and_interpolation(interpolation):
     """The bundled checkpoint ranks by predicted IoU times stability, which is often another order."""
     model, processor = load_checkpoint(device="cpu")
+    processor.image_processor.mask_interpolation = interpolation
     pixels = read_picture(REPOSITORY / "examples" / "images" / "coffee.jpg")
     clicks = [[x, y] for x in range(60, 600, 120) for y in range(50, 400, 100)]
     wanted = segment(model, processor, pixels, points=[[click] for click in clicks], zoom=0)
     size, points = torch.tensor(pixels.shape[-2:]), torch.tensor(clicks, dtype=torch.float32)[None, :, None]
     with torch.inference_mode():
-        masks, scores, _ = OfficialDecoder(model)(wanted.image_embeddings, points, torch.ones(1, len(clicks), 1), size)
+        decoder, labels = OfficialDecoder(model, processor), torch.ones(1, len(clicks), 1)
+        masks, scores, _ = decoder(wanted.image_embeddings, points, labels, size)
     torch.testing.assert_close(scores[0], wanted.scores, atol=1e-4, rtol=0)
-    assert ((masks[0] >= 0) != wanted.masks).float().mean() < 1e-3
+    assert ((masks[0] >= 0) != wanted.masks).float().mean() < 1e-5
     assert (scores.argmax(-1) != 0).any()
+
+
+def test_osams_files_with_other_masks_are_refused(model, processor, tmp_path, monkeypatch):
+    found = {"image_embeddings": 0.0, "iou_scores": 0.0, "mask_iou": 0.98}
+    monkeypatch.setattr(official, "trace_official", lambda *_: [None, None])
+    monkeypatch.setattr(official, "write_onnx", lambda graph, path: path.touch())
+    monkeypatch.setattr(official, "compare_official", lambda *_: found)
+    with pytest.raises(ValueError, match=r"masks agree with torch's by a mean IoU of 0\.980, wanted at least 0\.99"):
+        export_for_osam(model, processor, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def compare_with_samexporter(theirs, model, processor, photo):

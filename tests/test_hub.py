@@ -123,13 +123,13 @@ def folders(tmp_path_factory) -> Path:
     model.save_pretrained(room / "save_pretrained")
     processor.save_pretrained(room / "save_pretrained")
     vision = EfficientSamVisionModel.from_pretrained(room / "save_pretrained")
-    hub.save_for_hub(vision, processor.image_processor, room / "vision")
-    hub.save_for_hub(make_sami(), processor.image_processor, room / "sami")
+    hub.save_for_hub(vision, processor.image_processor, room / "vision", "# Tiny\n")
+    hub.save_for_hub(make_sami(), processor.image_processor, room / "sami", "# Tiny\n")
     for head in (EfficientSamBackbone, EfficientSamForImageClassification):
         config = tiny_config().vision_config
         config.out_features = ["stage1", "neck", "stride8"]
         kind = "backbone" if head is EfficientSamBackbone else "classification"
-        hub.save_for_hub(head(config), processor.image_processor, room / kind)
+        hub.save_for_hub(head(config), processor.image_processor, room / kind, "# Tiny\n")
     hub.save_for_hub(model, processor, room / "save_for_hub", "# Tiny\n\nFor tests.\n")
     return room
 
@@ -314,6 +314,12 @@ def test_card_says_what_the_hub_asks(folders):
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "mask-generation"
     assert card.text.strip() == "# Tiny\n\nFor tests."
+
+
+@pytest.mark.parametrize("kind", ["vision", "sami", "backbone", "classification"])
+def test_the_hub_files_a_model_by_what_it_is_for(kind, folders):
+    task = "image-classification" if kind == "classification" else "image-feature-extraction"
+    assert ModelCard.load(folders / kind / "README.md").data.pipeline_tag == task
 
 
 def test_card_keeps_its_own_front_matter():

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,19 @@ def test_parts_of_a_mask_are_joined_without_more_area():
     assert all(len(outline) >= 3 for outline in outlines)
     assert area_of(joined(outlines)) == 14 * 19 + 9 * 16
     assert outlines_of(encode_rle(np.zeros((4, 4), bool))) == []
+
+
+def test_bridges_between_parts_are_short():
+    """A frame of squares of 6 x 6 pixels, three pixels apart; the first part is in one corner."""
+    mask = np.zeros((51, 51), bool)
+    for place in range(0, 46, 9):
+        for rows, columns in ((0, place), (45, place), (place, 0), (place, 45)):
+            mask[rows : rows + 6, columns : columns + 6] = True
+    outlines = outlines_of(encode_rle(mask))
+    drawn = filled(joined(outlines), mask.shape)
+    assert len(outlines) == 20
+    assert (drawn >= mask).all()
+    assert (drawn & ~mask).sum() == 19 * 3
 
 
 def test_a_turned_picture_is_labelled_upright(tmp_path):
@@ -436,6 +450,26 @@ def test_the_command_labels_boxes(pictures, parts, checkpoint, tmp_path):
     asked = BoxPrompts(boxes, find_label_shards(str(pictures))).of("sa_0.jpg")
     one_by_one = [segment_boxes(*parts, pictures / "sa_0.jpg", [box])[0]["segmentation"] for box in asked]
     assert [record["segmentation"] for record in content["annotations"][:8]] == one_by_one
+
+
+def test_other_boxes_weights_or_settings_of_the_same_name_are_refused(pictures, checkpoint, tmp_path):
+    boxes = boxes_json(tmp_path / "boxes.json")
+    model = Path(shutil.copytree(checkpoint, tmp_path / "best"))
+    given = ["label", pictures, "--model", model, "--output", tmp_path / "out", "--boxes", boxes]
+    assert run(*given).exit_code == 0
+    for path in (boxes, model / "model.safetensors", model / "config.json"):
+        before = path.read_bytes()
+        if path == boxes:
+            boxes_json(boxes, annotations=[])
+        elif path.suffix == ".json":
+            path.write_text(json.dumps({**json.loads(before), "rank_by_stability": True}))
+        else:
+            make_model(tiny_config(), seed=1).save_pretrained(model)
+        result = run(*given)
+        assert result.exit_code == 2, path
+        assert "out holds labels with " in result.output
+        path.write_bytes(before)
+    assert run(*given).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import make_model, tiny_config
+from conftest import detail_config, make_model, stem_config, tiny_config
+from peft import LoraConfig, get_peft_model
 
 from efficientsam_hf import EfficientSamModel
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
@@ -66,6 +67,21 @@ def test_a_step_moves_adapters_and_decoder_and_nothing_else(model, pixels):
     assert moved <= trained(model)
     assert any("lora_B" in name for name in moved)
     assert any(name.startswith("mask_decoder") for name in moved)
+
+
+@pytest.mark.parametrize("make_config", [tiny_config, stem_config, detail_config])
+def test_adapters_of_peft_learn_the_same_under_gradient_checkpointing(make_config, pixels):
+    steps = []
+    for checkpointing in (False, True):
+        model = make_model(make_config()).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=r"vision_encoder.*\.[qv]_proj"))
+        adapted(pixel_values=pixels[:1], input_points=POINTS, labels=torch.ones(1, 1, 16, 16)).loss.backward()
+        steps.append({name: part.grad for name, part in adapted.named_parameters() if "lora_B" in name})
+    assert all(gradient.abs().sum() > 0 for gradient in steps[0].values())
+    torch.testing.assert_close(*steps)
 
 
 def test_the_decoder_takes_no_adapters(model):

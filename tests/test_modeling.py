@@ -3,7 +3,13 @@ import torch
 from conftest import detail_config, make_model, stem_config, tiny_config
 from torch.testing import assert_close
 
-from efficientsam_hf import EfficientSamModel, EfficientSamVisionModel
+from efficientsam_hf import (
+    EfficientSamForImageClassification,
+    EfficientSamForPreTraining,
+    EfficientSamModel,
+    EfficientSamSamiConfig,
+    EfficientSamVisionModel,
+)
 from efficientsam_hf.modeling_efficientsam import join_windows, partition_windows
 
 POINTS = torch.tensor([[[[10.0, 20.0]], [[40.0, 50.0]]], [[[5.0, 60.0]], [[33.0, 7.0]]]])
@@ -162,16 +168,66 @@ def test_tuple_output(model, pixels):
     assert_close(embeddings, same_outputs.image_embeddings)
 
 
+@torch.no_grad()
+def test_float64_answers_as_float32_does_saved_and_loaded_too(pixels, tmp_path):
+    model = make_model(detail_config(mask_prompts=True))
+    for inputs in ({"input_points": POINTS}, {"input_boxes": BOXES, "input_masks": torch.ones(2, 2, 16, 16)}):
+        wanted = model.float()(pixels, **inputs)
+        precise = model.double()(pixels.double(), **inputs)
+        assert precise.pred_masks.dtype == torch.float64
+        assert_close(precise.pred_masks.float(), wanted.pred_masks, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    loaded = EfficientSamModel.from_pretrained(tmp_path, dtype="auto")
+    assert_close(loaded(pixels.double(), **inputs).pred_masks, precise.pred_masks)
+
+
 def test_labels_give_a_loss_that_reaches_every_part(model, pixels):
     model.train()
-    loss = model(pixels, input_points=POINTS, labels=torch.ones(2, 2, 16, 16)).loss
-    loss.backward()
-    untouched = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    # Mask token 0 is not asked for, so its network stays out; and a softmax does not see what shifts all scores alike.
-    unseen = ("mask_decoder.hypernetworks.0.", "token_to_image.k_proj.bias")
-    assert all(any(part in name for part in unseen) for name in untouched)
+    model(pixels, input_points=POINTS, labels=torch.ones(2, 2, 16, 16)).loss.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.get_input_embeddings().parameters())
     assert model.prompt_encoder.foreground.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("multimask", [True, False], ids=["three", "one"])
+@pytest.mark.parametrize("prompt", ["points", "boxes", "masks"])
+def test_every_weight_gets_a_gradient_whatever_was_asked(prompt, multimask, pixels):
+    """Processes that train together wait for each of them, under gradient checkpointing without looking first."""
+    for make_config in (tiny_config, detail_config):
+        config = make_config(mask_prompts=True, negative_points=True)
+        config.mask_decoder_config.single_mask_token = True
+        model = make_model(config).train()
+        prompts = {"points": POINTS, "boxes": BOXES, "masks": torch.ones(2, 2, 16, 16)}
+        inputs = {
+            f"input_{prompt}": prompts[prompt],
+            "labels": torch.ones(2, 2, 16, 16),
+            "multimask_output": multimask,
+        }
+        loss = model(pixels, **inputs).loss
+        torch.testing.assert_close(loss, model.eval()(pixels, **inputs).loss)
+        loss.backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("make_config", [tiny_config, stem_config, detail_config])
+def test_inputs_may_require_gradients_as_adapters_under_checkpointing_ask(make_config, pixels):
+    config = make_config()
+    sami = EfficientSamSamiConfig(vision_config=config.vision_config.to_dict())
+    models = [make_model(config), EfficientSamVisionModel(config.vision_config), EfficientSamForPreTraining(sami)]
+    for model in [*models, EfficientSamForImageClassification(config.vision_config)]:
+        read = []
+        model.requires_grad_(False).enable_input_require_grads()
+        layer = model.vision_encoder.layers[0]
+        layer.register_forward_pre_hook(lambda _, inputs, read=read: read.append(inputs[0]))
+        model(pixels, **({"input_points": POINTS} if model is models[0] else {}))
+        assert read[0].requires_grad
+
+
+@pytest.mark.parametrize("options", [{"use_reentrant": True}, {"preserve_rng_state": True}])
+def test_checkpointing_that_would_crash_in_the_decoder_is_refused(options, config):
+    model = EfficientSamModel(config)
+    with pytest.raises(ValueError, match="must have use_reentrant=False, got"):
+        model.gradient_checkpointing_enable(options)
+    assert not model.mask_decoder.transformer.blocks[0].gradient_checkpointing
 
 
 def test_gradient_checkpointing_changes_nothing(model, pixels):
@@ -286,6 +342,19 @@ def test_compiles_without_a_break(model, pixels):
     assert single.pred_masks.shape[2] == 1
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_once_it_takes_other_numbers_of_pictures_and_prompts():
+    model = make_model(tiny_config())
+    torch.compiler.reset()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="eager")
+    for pictures, prompts, clicks in ((2, 3, 2), (2, 5, 2), (3, 4, 4)):
+        pixels, points = torch.randn(pictures, 3, 64, 64), 64 * torch.rand(pictures, prompts, clicks, 2)
+        same(compiled(pixels, input_points=points), model(pixels, input_points=points))
+    with pytest.raises(RuntimeError, match=r"a prompt has 6 slots .* got more"):
+        compiled(pixels, input_points=64 * torch.rand(3, 4, 7, 2))
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -319,6 +388,28 @@ def test_compiles_without_a_break(model, pixels):
 def test_bad_input_names_what_was_found_and_what_was_wanted(model, inputs, message):
     with pytest.raises(ValueError, match=message):
         model(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_boxes": BOXES[:, :1]}, r"input_boxes must be \(2, 2, 4\), got \(2, 1, 4\)"),
+        ({"input_masks": torch.zeros(2, 1, 16, 16)}, r"input_masks must be \(2, 2, 16, 16\), got \(2, 1, 16, 16\)"),
+        ({"input_masks": torch.zeros(2, 3, 16, 16)}, r"input_masks must be \(2, 2, 16, 16\), got \(2, 3, 16, 16\)"),
+        ({"labels": torch.ones(2, 1, 16, 16)}, r"labels must be \(2, 2, h, w\), got \(2, 1, 16, 16\)"),
+        ({"labels": torch.ones(1, 2, 16, 16)}, r"labels must be \(2, 2, h, w\), got \(1, 2, 16, 16\)"),
+        ({"labels": torch.ones(2, 16, 16)}, r"labels must be \(2, 2, h, w\), got \(2, 16, 16\)"),
+        (
+            {"image_embeddings": torch.zeros(2, 17, 4, 4), "pixel_values": None},
+            r"image_embeddings must be \(\*, 16, \*, \*\), got \(2, 17, 4, 4\)",
+        ),
+        ({"pixel_values": torch.zeros(2, 4, 64, 64)}, r"must be \(B, 3, H, W\) .* got \(2, 4, 64, 64\)"),
+    ],
+)
+def test_what_belongs_together_has_the_same_pictures_and_prompts(inputs, message, pixels):
+    model = make_model(tiny_config(mask_prompts=True))
+    with pytest.raises(ValueError, match=message):
+        model(**{"pixel_values": pixels, "input_points": POINTS, **inputs})
 
 
 def attend(attention, query, key, value):

@@ -225,6 +225,21 @@ def test_numpy_on_request(processor, image):
     assert {type(value) for value in batch.values()} == {np.ndarray}
 
 
+@pytest.mark.parametrize("options", [(torch.bfloat16,), ("cpu", torch.bfloat16), ("meta",)], ids=str)
+def test_cast_to_another_type_a_click_stays_on_its_pixel(options, image):
+    prompts = {"input_points": [[[[77.3, 41.7]]]], "input_boxes": [[[3.3, 4.7, 70.1, 40.9]]]}
+    batch, kept = (make_processor()(image, **prompts) for _ in range(2))
+    assert batch.to(*options) is batch
+    device = torch.device("meta" if options == ("meta",) else "cpu")
+    assert {value.device for value in batch.values()} == {device}
+    assert batch.pixel_values.dtype == (torch.float32 if device.type == "meta" else torch.bfloat16)
+    for name in prompts:
+        assert batch[name].dtype == torch.float32
+        assert device.type == "meta" or torch.equal(batch[name], kept[name])
+    as_arrays = make_processor()(image, **prompts, return_tensors="np").to(torch.bfloat16)
+    np.testing.assert_array_equal(as_arrays.input_points, kept.input_points.numpy())
+
+
 def test_the_users_lists_are_left_alone(processor):
     points, labels, boxes = [[[[1, 2], [3, 4]]]], [[[1, -1]]], [[[-9, 2, 3, 4]]]
     before = json.dumps([points, labels, boxes])
@@ -273,6 +288,45 @@ def test_masks_of_any_size_become_logits_by_the_share_of_a_cell(size):
     assert (found[0, 0].diff(dim=1) <= 0).all()
     assert (found[0, 1] == 3).all()
     assert (found[0, 2] == -3).all()
+
+
+@pytest.mark.parametrize("size", [(48, 80), (16, 16)])
+def test_masks_of_every_kind_are_the_same_prompt_and_the_same_label(size):
+    left = np.zeros((2, *size), bool)
+    left[0, :, : size[1] // 2], left[1, : size[0] // 2] = True, True
+    kinds = {
+        "0 and 255": left.astype(np.uint8) * 255,
+        "0 and 1": left.astype(np.uint8),
+        "unsigned": left.astype(np.uint16),
+        "flipped": left[:, ::-1].copy()[:, ::-1],
+        "lists": left.tolist(),
+        "tensors": list(torch.from_numpy(left)),
+        "unsigned tensor": torch.from_numpy(left.astype(np.uint32)),
+        "pictures": [PIL.Image.fromarray(mask) for mask in left],
+        "grey pictures": [PIL.Image.fromarray(mask.astype(np.uint8) * 255) for mask in left],
+    }
+    processor = make_processor(mask_prompts=True)
+    wanted = processor(original_sizes=[size], input_masks=left[None], segmentation_maps=left[None])
+    assert set(wanted.input_masks.unique().tolist()) == {-3, 3}
+    assert set(wanted.labels.unique().tolist()) == {0, 1}
+    for kind, masks in kinds.items():
+        found = processor(original_sizes=[size], input_masks=[masks], segmentation_maps=[masks])
+        assert torch.equal(found.input_masks, wanted.input_masks), kind
+        assert torch.equal(found.labels, wanted.labels), kind
+    one = PIL.Image.fromarray(left[0])
+    found = processor(original_sizes=[size], input_masks=[one], segmentation_maps=[one])
+    assert torch.equal(found.input_masks, wanted.input_masks[:, :1])
+    assert torch.equal(found.labels, wanted.labels[:, :1])
+
+
+@pytest.mark.parametrize("name", ["input_masks", "segmentation_maps"])
+@pytest.mark.parametrize(
+    "masks", ["words", None, [torch.zeros(48, 80), torch.zeros(80, 48)], [np.zeros((48, 80)), np.zeros((80, 48))]]
+)
+def test_what_is_no_mask_is_refused_by_its_image(name, masks):
+    given = {name: [torch.zeros(2, 48, 80), masks]}
+    with pytest.raises(ValueError, match=f"image 1: {name} wants arrays, tensors or pictures of one size"):
+        make_processor(mask_prompts=True)(original_sizes=[(48, 80)] * 2, **given)
 
 
 def test_six_slots_are_the_limit_and_padding_takes_none(processor):

@@ -12,8 +12,9 @@ from transformers import (
     AutoProcessor,
 )
 
-# Not from the top: there transformers 5.17 has a stand-in for it that asks for torchvision.
+# Not from the top: there transformers 5.17 has stand-ins for them that ask for torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .compilation import compile_model
 from .configuration_efficientsam import (
@@ -68,6 +69,9 @@ AutoImageProcessor.register(EfficientSamConfig, image_processor_classes=BACKENDS
 AutoImageProcessor.register(EfficientSamVisionConfig, image_processor_classes=BACKENDS, exist_ok=True)
 AutoImageProcessor.register(EfficientSamSamiConfig, image_processor_classes=BACKENDS, exist_ok=True)
 AutoProcessor.register(EfficientSamConfig, EfficientSamProcessor, exist_ok=True)
+# None for videos: unless that is known, pipelines ask whether to run the code beside the weights, to look for one.
+for config_class in (EfficientSamConfig, EfficientSamVisionConfig, EfficientSamSamiConfig):
+    AutoVideoProcessor.register(config_class, None, exist_ok=True)
 
 # What `save_pretrained` and `push_to_hub` write then carries its own code, so that those who lack this package can
 # load it with trust_remote_code=True. Each class is noted for one Auto class; `hub.save_for_hub` notes all.

@@ -3,6 +3,8 @@
 import re
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ def compile_model(model: EfficientSamModel, mode: str | None = None) -> Efficien
     encode, look = (
         Compiled(function, copies, mode=mode, dynamic=False) for function in (encoder.forward, decoder.look)
     )
-    encoder.__dict__["forward"], decoder.__dict__["look"] = encode, in_powers_of_two(look)
+    encoder.__dict__["forward"], decoder.__dict__["look"] = encode, partial(in_powers_of_two, look)
     return model
 
 
@@ -42,7 +44,12 @@ class Compiled:
     def __init__(self, eager: Callable, copies: bool = False, **options: Any):
         self.eager = eager
         self.copies = copies
+        self.options = options
         self.compiled: Callable | None = torch.compile(eager, **options)
+
+    def __deepcopy__(self, memo: dict) -> "Compiled":
+        """Of a copied model the function is the copy's, and what was compiled is not: it has the old weights."""
+        return Compiled(deepcopy(self.eager, memo), self.copies, **self.options)
 
     def __call__(self, *arguments: Any, **inputs: Any) -> Any:
         """What the function gives."""
@@ -67,17 +74,13 @@ def reason_of(fault: Exception) -> str:
     return (named or lines)[-1 if named else 0]
 
 
-def in_powers_of_two(look: Callable) -> Callable:
+def in_powers_of_two(
+    look: Callable, prepared: EfficientSamPreparedImage, prompts: Tensor, last_stands_for: int | Tensor
+) -> tuple[Tensor, EfficientSamPromptedImage]:
     """`EfficientSamMaskDecoder.look` on 1, 2, 4, ... prompts: those that are missing are zeros, and cut off again."""
-
-    def padded(
-        prepared: EfficientSamPreparedImage, prompts: Tensor, last_stands_for: int | Tensor
-    ) -> tuple[Tensor, EfficientSamPromptedImage]:
-        count = prompts.shape[1]
-        missing = (1 << (count - 1).bit_length()) - count if count else 0
-        if missing and isinstance(last_stands_for, int):  # slots that each prompt counts for itself are not filled up
-            prompts = F.pad(prompts, (0, 0, 0, 0, 0, missing))
-        tokens, image = look(prepared, prompts, last_stands_for)
-        return tokens[:, :count], image[:count]
-
-    return padded
+    count = prompts.shape[1]
+    missing = (1 << (count - 1).bit_length()) - count if count else 0
+    if missing and isinstance(last_stands_for, int):  # slots that each prompt counts for itself are not filled up
+        prompts = F.pad(prompts, (0, 0, 0, 0, 0, missing))
+    tokens, image = look(prepared, prompts, last_stands_for)
+    return tokens[:, :count], image[:count]

@@ -11,6 +11,12 @@ from transformers.configuration_utils import PreTrainedConfig
 PYRAMID_STRIDES = {"stride4": 4, "stride8": 8, "stride16": 16, "stride32": 32}
 
 
+def check_heads(hidden_size: int, heads: int) -> None:
+    """Refuse heads that do not share the channels evenly, since others would be made than were asked for."""
+    if heads < 1 or hidden_size % heads:
+        raise ValueError(f"num_attention_heads must divide hidden_size {hidden_size}, got {heads}")
+
+
 @strict
 class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     """The plain ViT that sees the picture. The defaults are EfficientSAM-Ti's.
@@ -64,6 +70,7 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        check_heads(self.hidden_size, self.num_attention_heads)
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {self.drop_path_rate}")
         if self.window_size < 0 or self.pyramid_channels < 1:

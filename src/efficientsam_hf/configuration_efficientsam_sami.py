@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_efficientsam import EfficientSamVisionConfig
+from .configuration_efficientsam import EfficientSamVisionConfig, check_heads
 
 
 @strict
@@ -31,6 +31,10 @@ class EfficientSamSamiDecoderConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        check_heads(self.hidden_size, self.num_attention_heads)
+        super().__post_init__(**kwargs)
 
     @property
     def mlp_dim(self) -> int:

@@ -5,6 +5,7 @@ For one picture a GPU is done with an operation long before Python has started t
 
 import warnings
 from collections.abc import Callable, Hashable
+from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
@@ -49,6 +50,10 @@ class Recorded:
         self.record = record or Recording
         self.recordings: dict[Hashable, Callable] = {}
         self.failed = False
+
+    def __deepcopy__(self, memo: dict) -> "Recorded":
+        """Of a copied model the function is the copy's, and nothing is recorded."""
+        return Recorded(deepcopy(self.eager, memo), self.record)
 
     def __call__(self, *arguments: Any, **inputs: Any) -> Any:
         """What the function gives, in memory of its own."""

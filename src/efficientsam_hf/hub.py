@@ -44,6 +44,9 @@ CARD_DATA = {
     "pipeline_tag": "mask-generation",
     "tags": ["efficientsam", "segment-anything"],
 }
+# What a model is for, by the Auto class that finds it; one of no other class gives features.
+TASKS = {"AutoModelForMaskGeneration": "mask-generation", "AutoModelForImageClassification": "image-classification"}
+FEATURES = "image-feature-extraction"
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 DEFAULT_CHECKPOINT = "efficientsam-nano-512"
@@ -159,7 +162,9 @@ def save_for_hub(
         model.save_pretrained(beside)
         processor.save_pretrained(beside)
         if card is not None:
-            (beside / "README.md").write_text(with_front_matter(card), encoding="utf-8")
+            (beside / "README.md").write_text(
+                with_front_matter(card, TASKS.get(names[-1], FEATURES)), encoding="utf-8"
+            )
     return Path(folder)
 
 
@@ -255,10 +260,10 @@ def module_name(model: PreTrainedModel) -> str:
     return type(model).__module__.rpartition(".")[2]
 
 
-def with_front_matter(text: str) -> str:
-    """The card with all of `CARD_DATA` in its front matter; what its author wrote there stays."""
+def with_front_matter(text: str, task: str = TASKS["AutoModelForMaskGeneration"]) -> str:
+    """The card with all of `CARD_DATA`, and its task, in its front matter; what its author wrote there stays."""
     card = ModelCard(text if text.startswith("---") else f"---\nlibrary_name: transformers\n---\n\n{text}")
-    for key, value in CARD_DATA.items():
+    for key, value in {**CARD_DATA, "pipeline_tag": task}.items():
         if card.data.get(key) is None:
             card.data[key] = value
     return str(card)

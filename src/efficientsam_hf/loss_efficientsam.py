@@ -84,10 +84,13 @@ def segmentation_loss(
         that have a known pixel.
 
     Raises:
-        ValueError: if there is no such error.
+        ValueError: if there is no such error, or the labels are not those of the prompts.
     """
     if iou_error not in ("squared", "absolute"):
         raise ValueError(f"iou_error must be squared or absolute, got {iou_error!r}")
+    batch, count = pred_masks.shape[:2]
+    if labels.ndim != 4 or labels.shape[:2] != (batch, count):
+        raise ValueError(f"labels must be ({batch}, {count}, h, w), got {tuple(labels.shape)}")
     targets, known = resize_labels(labels, (pred_masks.shape[-2], pred_masks.shape[-1]))
     targets, known = targets[:, :, None].expand_as(pred_masks), known[:, :, None].expand_as(pred_masks)
     logits = pred_masks.float()

@@ -8,7 +8,7 @@ With converted weights the numbers are those of the authors' implementation (git
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -160,6 +160,14 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
+def nothing_of(parameters: Iterable[Tensor]) -> Tensor | int:
+    """0 that depends on those of the parameters that are trained.
+
+    Processes that share gradients wait for that of each weight, also of those that an answer does not depend on.
+    """
+    return sum((0 * parameter).sum() for parameter in parameters if parameter.requires_grad)
+
+
 class EfficientSamAttention(nn.Module):
     """Multi-head attention through transformers' attention interface.
 
@@ -252,7 +260,8 @@ class EfficientSamPositionalEmbedding(nn.Module):
     def forward(self, coordinates: Tensor) -> Tensor:
         """Coordinates x, y as fractions of the picture (..., 2) -> (..., C), float32."""
         with maybe_autocast(coordinates.device.type, enabled=False):
-            angles = 2 * math.pi * ((2 * coordinates.float() - 1) @ self.gaussian_matrix)
+            # Loading in float64 has made the matrix float64.
+            angles = 2 * math.pi * ((2 * coordinates.float() - 1) @ self.gaussian_matrix.float())
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def grid(self, height: int, width: int) -> Tensor:
@@ -388,6 +397,7 @@ class EfficientSamVisionEmbeddings(nn.Module):
     def __init__(self, config: EfficientSamVisionConfig):
         super().__init__()
         self.grid_size = config.position_grid_size
+        self.num_channels = config.num_channels
         self.patch_size = config.patch_size
         self.patch_embedding = (
             EfficientSamConvolutionalStem(config)
@@ -397,12 +407,18 @@ class EfficientSamVisionEmbeddings(nn.Module):
         # The first row is a class token's from pretraining, which the encoder does not use.
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, config.hidden_size))
 
+    @property
+    def input_layer(self) -> nn.Module:
+        """The layer that gives the patches, as one tensor; a stem gives details beside them."""
+        return getattr(self.patch_embedding, "projection", self.patch_embedding)
+
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, H, W) -> (B, h, w, C), and details (B, channels, h, w) or None."""
-        sides = pixel_values.shape[2:]
-        if len(sides) != 2 or any(side < self.patch_size or side % self.patch_size for side in sides):
+        channels, sides = pixel_values.shape[1:2], pixel_values.shape[2:]
+        fits = channels == (self.num_channels,) and len(sides) == 2
+        if not fits or any(side < self.patch_size or side % self.patch_size for side in sides):
             raise ValueError(
-                f"pixel_values must be (B, 3, H, W) with H and W multiples of {self.patch_size}, "
+                f"pixel_values must be (B, {self.num_channels}, H, W) with H and W multiples of {self.patch_size}, "
                 f"got {tuple(pixel_values.shape)}"
             )
         patches, details = self.patch_embedding(pixel_values.to(self.position_embedding.dtype)), None
@@ -524,8 +540,8 @@ class EfficientSamVisionEncoder(EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
-        return self.embeddings.patch_embedding
+        """The layer whose output the first block reads, where transformers asks for it."""
+        return self.embeddings.input_layer
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -626,8 +642,9 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
         if not self.config.mask_prompts:
             return None
         if masks is None:
-            return self.no_mask
+            return self.no_mask + nothing_of(self.mask_embedding.parameters()) if self.training else self.no_mask
         embedded = self.mask_embedding(masks.flatten(0, 1)[:, None].to(self.no_mask.dtype))
+        embedded = embedded + nothing_of([self.no_mask]) if self.training else embedded
         return embedded.flatten(2).transpose(1, 2).unflatten(0, masks.shape[:2])
 
 
@@ -740,7 +757,7 @@ def may_reuse_memory(tensor: Tensor) -> bool:
     """
     if tensor.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
+    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
 
 
 def add_product(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -1133,7 +1150,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         batch, count = prompts.shape[:2]
         if dense is not None and dense.ndim == 4:
             # With a mask each prompt has an image of its own.
-            image_embeddings = image_embeddings.repeat_interleave(count, dim=0)
+            image_embeddings = image_embeddings[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
             dense, prompts = dense.flatten(0, 1), prompts.flatten(0, 1)[:, None]
             if isinstance(last_stands_for, Tensor):
                 last_stands_for = last_stands_for.flatten(0, 1)[:, None]
@@ -1141,6 +1158,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         tokens, image = self.look(prepared, prompts, last_stands_for)
         answers = self.last_look(tokens, image, prepared, [0, *self.numbers(chosen)])
         scores, masks = self.predict_iou(answers, chosen), self.draw_masks(answers[:, :, 1:], image, prepared, chosen)
+        scores = scores + nothing_of(self.unheard(chosen)) if self.training else scores
         return EfficientSamMaskDecoderOutput(
             iou_scores=scores.reshape(batch, count, -1), pred_masks=masks.reshape(batch, count, *masks.shape[2:])
         )
@@ -1191,6 +1209,14 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         """Places of the chosen mask tokens among all tokens."""
         return list(range(1, 1 + self.config.num_mask_tokens)[chosen])
 
+    def unheard(self, chosen: slice) -> Iterator[Tensor]:
+        """The parameters on which no answer of the chosen mask tokens depends."""
+        looks = [module for module in self.modules() if isinstance(module, EfficientSamTokenToImageAttention)]
+        yield from (look.k_proj.bias for look in looks)
+        for number, network in enumerate(self.hypernetworks, start=1):
+            if number not in self.numbers(chosen):
+                yield from network.parameters()
+
     def last_look(
         self, tokens: Tensor, image: EfficientSamPromptedImage, prepared: EfficientSamPreparedImage, numbers: list[int]
     ) -> Tensor:
@@ -1224,7 +1250,8 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         cells = image.written_out(prepared.upscaling, less=prepared.channel_means)
         weights = self.mask_weights(tokens, chosen).flatten(0, 1)
         # Cell by cell first: one sum of a million squares would lose digits.
-        lengths = torch.linalg.vector_norm(cells, dim=2, keepdim=True, dtype=torch.float32)
+        precise = torch.promote_types(cells.dtype, torch.float32)
+        lengths = torch.linalg.vector_norm(cells, dim=2, keepdim=True, dtype=precise)
         variance = lengths.square().sum(1, keepdim=True) / cells[0].numel()
         factor = (variance + self.upscale_norm.eps).rsqrt().to(cells.dtype)
         gain, shift = self.upscale_norm.weight.repeat(4) * factor, self.upscale_norm.bias.repeat(4)
@@ -1310,7 +1337,7 @@ class EfficientSamVisionModel(EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
+        """The layer whose output the first block reads, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
     def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> EfficientSamVisionOutput:
@@ -1333,7 +1360,7 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
+        """The layer whose output the first block reads, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -1343,6 +1370,13 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
             noted = getattr(self.config, "auto_map", None) or {}
             self.config.auto_map = {**noted, "AutoModel": own, "AutoModelForMaskGeneration": own}
         super().save_pretrained(save_directory, **kwargs)
+
+    def _set_gradient_checkpointing(self, *arguments: Any, **options: Any) -> None:
+        """As transformers' own, for the only kind that follows tensors into the decoder's records."""
+        chosen = getattr(options.get("gradient_checkpointing_func"), "keywords", {"use_reentrant": False})
+        if chosen.get("use_reentrant", True):
+            raise ValueError(f"gradient checkpointing must have use_reentrant=False, got {chosen}")
+        super()._set_gradient_checkpointing(*arguments, **options)
 
     def get_image_embeddings(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         """Pictures (B, 3, H, W) -> embeddings (B, C, h, w), once a picture, however many prompts follow."""
@@ -1445,7 +1479,7 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         input_masks: Tensor | None = None,
     ) -> dict[str, Any]:
         """Embeddings (B, C, h, w) and prompts as in `forward` -> what the mask decoder's `forward` takes."""
-        self.check_prompts(embeddings, input_points, input_boxes, input_masks)
+        check_prompts(self.config, embeddings, input_points, input_boxes, input_masks)
         if input_points is None and input_boxes is None:
             input_boxes = embeddings.new_full((*input_masks.shape[:2], 4), -1.0)
         image_inputs = self.get_image_inputs(embeddings, input_masks)
@@ -1472,26 +1506,38 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         prompts = self.prompt_encoder(self.shared_image_embedding, points, labels, size)
         return {"prompts": prompts, "last_stands_for": self.prompt_encoder.slots_of_tokens(labels, prompts.shape[2])}
 
-    def check_prompts(
-        self, embeddings: Tensor, points: Tensor | None, boxes: Tensor | None, masks: Tensor | None
-    ) -> None:
-        """Refuse prompts of the wrong shape, or never taught; the processor has looked at their values."""
-        batch, _, height, width = embeddings.shape
-        if points is None and boxes is None and masks is None:
-            raise ValueError("give input_points, input_boxes or input_masks: got no prompt")
-        if masks is not None and not self.config.prompt_encoder_config.mask_prompts:
-            raise ValueError("got input_masks, but this model never learnt mask prompts (config: mask_prompts=False)")
-        wanted = {"input_points": (points, (None, None, 2)), "input_boxes": (boxes, (None, 4))}
-        wanted["input_masks"] = (masks, (None, 4 * height, 4 * width))
-        for name, (tensor, shape) in wanted.items():
-            if tensor is None:
-                continue
-            fits = tensor.ndim == len(shape) + 1 and all(
-                want in (None, found) for want, found in zip((batch, *shape), tensor.shape, strict=True)
-            )
-            if not fits:
-                text = ", ".join(str(want or "*") for want in (batch, *shape))
-                raise ValueError(f"{name} must be ({text}), got {tuple(tensor.shape)}")
+
+def check_prompts(
+    config: EfficientSamConfig, embeddings: Tensor, points: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+) -> None:
+    """Refuse embeddings and prompts of the wrong shape, or never taught; the processor has looked at their values.
+
+    Raises:
+        ValueError: naming what was found and what was wanted.
+    """
+    if points is None and boxes is None and masks is None:
+        raise ValueError("give input_points, input_boxes or input_masks: got no prompt")
+    if masks is not None and not config.prompt_encoder_config.mask_prompts:
+        raise ValueError("got input_masks, but this model never learnt mask prompts (config: mask_prompts=False)")
+    check_shape("image_embeddings", embeddings, None, config.vision_config.embedding_channels, None, None)
+    batch, _, height, width = embeddings.shape
+    given = {"input_points": (points, (None, 2)), "input_boxes": (boxes, (4,))}
+    given["input_masks"] = (masks, (4 * height, 4 * width))
+    count = None
+    for name, (tensor, shape) in given.items():
+        if tensor is not None:
+            check_shape(name, tensor, batch, count, *shape)
+            count = tensor.shape[1]
+
+
+def check_shape(name: str, tensor: Tensor, *wanted: int | None) -> None:
+    """Refuse a tensor of another shape than wanted; where None is wanted, any number will do."""
+    fits = tensor.ndim == len(wanted) and all(
+        want is None or want == found for want, found in zip(wanted, tensor.shape, strict=True)
+    )
+    if not fits:
+        text = ", ".join("*" if want is None else str(want) for want in wanted)
+        raise ValueError(f"{name} must be ({text}), got {tuple(tensor.shape)}")
 
 
 def gather_slots(points: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -1521,12 +1567,15 @@ def drop_padding(points: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Te
 
     Raises:
         ValueError: if a prompt really fills more.
+        RuntimeError: the same from within a compiled model. What `torch.export` writes drops the last ones.
     """
     order = (labels == NO_POINT).int().argsort(dim=2, stable=True)
     points, labels = points.take_along_dim(order[..., None], dim=2), labels.take_along_dim(order, dim=2)
-    if not torch.compiler.is_compiling() and (labels[:, :, slots:] != NO_POINT).any():
-        found = int((labels != NO_POINT).sum(-1).max())
-        raise ValueError(f"a prompt has {slots} slots (a point takes one, a box two), got {found}")
+    wanted, too_many = f"a prompt has {slots} slots (a point takes one, a box two)", labels[:, :, slots:] != NO_POINT
+    if not torch.compiler.is_compiling() and too_many.any():
+        raise ValueError(f"{wanted}, got {int((labels != NO_POINT).sum(-1).max())}")
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        torch._assert_async(~too_many.any(), f"{wanted}, got more")
     return points[:, :, :slots], labels[:, :, :slots]
 
 

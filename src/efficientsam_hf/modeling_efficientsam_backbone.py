@@ -82,8 +82,8 @@ class EfficientSamTrunk(EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
-        return self.embeddings.patch_embedding
+        """The layer whose output the first block reads, where transformers asks for it."""
+        return self.embeddings.input_layer
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -190,7 +190,7 @@ class EfficientSamBackbone(BackboneMixin, EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
+        """The layer whose output the first block reads, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
     @merge_with_config_defaults
@@ -229,18 +229,31 @@ class EfficientSamBackbone(BackboneMixin, EfficientSamPreTrainedModel):
 # Classification
 
 
-def check_labels(labels: Tensor, num_labels: int) -> None:
-    """Labels are class numbers (B,), or a share of each class (B, num_labels).
+def check_labels(labels: Tensor, problem: str, num_labels: int) -> None:
+    """Labels are class numbers (B,), or a share of each class (B, num_labels); for other problems always the latter.
 
     Raises:
         ValueError: if they are neither, or a number is outside the range.
     """
-    if labels.is_floating_point():
+    if problem != "single_label_classification":
+        if labels.shape[1:] != (num_labels,) and (labels.ndim, num_labels) != (1, 1):
+            raise ValueError(f"labels of {problem} must be (B, {num_labels}), got {tuple(labels.shape)}")
+    elif labels.is_floating_point():
         if labels.shape[1:] != (num_labels,):
             raise ValueError(f"labels with shares must be (B, {num_labels}), got {tuple(labels.shape)}")
     elif labels.ndim != 1 or (len(labels) and not 0 <= labels.min() <= labels.max() < num_labels):
         found = f"from {labels.min()} to {labels.max()}" if labels.ndim == 1 else f"of shape {tuple(labels.shape)}"
         raise ValueError(f"labels must be (B,) with numbers from 0 to {num_labels - 1}, got {found}")
+
+
+def classification_loss(logits: Tensor, labels: Tensor, problem: str) -> Tensor:
+    """The loss that transformers has for the problem: logits (B, num_labels), labels as `check_labels` wants them."""
+    if problem == "single_label_classification":
+        return F.cross_entropy(logits, labels)
+    labels = labels.to(logits.dtype).view_as(logits)
+    return (
+        F.mse_loss(logits, labels) if problem == "regression" else F.binary_cross_entropy_with_logits(logits, labels)
+    )
 
 
 class EfficientSamForImageClassification(EfficientSamPreTrainedModel):
@@ -274,7 +287,7 @@ class EfficientSamForImageClassification(EfficientSamPreTrainedModel):
             init.normal_(module.class_token, std=self.config.initializer_range)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
+        """The layer whose output the first block reads, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
     def pool(self, hidden_states: Tensor) -> Tensor:
@@ -295,17 +308,21 @@ class EfficientSamForImageClassification(EfficientSamPreTrainedModel):
         Args:
             pixel_values: Pictures (B, 3, H, W), normalised, H and W multiples of the patch size.
             labels: Class numbers (B,), or a share of each class (B, num_labels), as mixup makes them; give a loss.
+                Where the config's `problem_type` is "multi_label_classification", 1 or 0 for each class; where it is
+                "regression", or there is a single label, the values wanted; both (B, num_labels).
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, arguments of the attention function.
 
         Returns:
             `loss`, if there are labels, and `logits` (B, num_labels).
         """
+        default = "regression" if self.config.num_labels == 1 else "single_label_classification"
+        problem = self.config.problem_type or default
         if labels is not None and not torch.compiler.is_compiling():
-            check_labels(labels, self.config.num_labels)
+            check_labels(labels, problem, self.config.num_labels)
         outputs = self.vision_encoder(pixel_values, self.class_token, **kwargs)
         logits = self.classifier(self.layer_norm(self.pool(outputs.last_hidden_state)))
         return ImageClassifierOutput(
-            loss=None if labels is None else F.cross_entropy(logits.float(), labels),
+            loss=None if labels is None else classification_loss(logits.float(), labels, problem),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

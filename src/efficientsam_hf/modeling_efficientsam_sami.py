@@ -97,8 +97,8 @@ class EfficientSamMaskedEncoder(EfficientSamPreTrainedModel):
             init.copy_(module.position_embedding, table.to(module.position_embedding))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
-        return self.embeddings.patch_embedding
+        """The layer whose output the first block reads, where transformers asks for it."""
+        return self.embeddings.input_layer
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -246,7 +246,7 @@ class EfficientSamForPreTraining(EfficientSamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that reads the pixels, where transformers asks for it."""
+        """The layer whose output the first block reads, where transformers asks for it."""
         return self.vision_encoder.get_input_embeddings()
 
     @merge_with_config_defaults

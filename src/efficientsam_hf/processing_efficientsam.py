@@ -6,6 +6,8 @@ hold them in pixels of the model's.
 
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -30,13 +32,53 @@ from .prompts_efficientsam import (
 )
 
 
+class EfficientSamBatch(BatchFeature):
+    """What the processor gives; cast to another dtype, clicks and boxes stay as they are.
+
+    In bfloat16 a coordinate of a 1024-pixel picture is off by two pixels, and the model wants them in float32 anyway.
+    """
+
+    def to(self, *args: Any, **kwargs: Any) -> "EfficientSamBatch":
+        """As transformers' own: to a device, a dtype, or both."""
+        places = {name: self.data.get(name) for name in ("input_points", "input_boxes")}
+        super().to(*args, **kwargs)
+        exact = {name: place.to(self.data[name].device) for name, place in places.items() if isinstance(place, Tensor)}
+        self.data.update(exact)
+        return self
+
+
+def read_masks(given: Any, name: str) -> list[Tensor]:
+    """Masks of each image, (objects, h, w) if they fit: arrays, tensors, Pillow's pictures, or lists of these.
+
+    Integers become int64, but for uint8: torch cannot compare those that have no sign.
+
+    Raises:
+        ValueError: naming the image whose masks are none.
+    """
+    return [read_layers(masks, f"image {image}: {name}") for image, masks in enumerate(given)]
+
+
+def read_layers(masks: Any, name: str) -> Tensor:
+    """The masks of one image, see `read_masks`."""
+    masks = [masks] if isinstance(masks, PIL.Image.Image) else masks
+    try:
+        if isinstance(masks, (list, tuple)) and any(isinstance(mask, Tensor) for mask in masks):
+            masks = torch.stack(list(masks))
+        elif not isinstance(masks, Tensor):
+            # Torch reads no array that runs backwards, such as a flipped one.
+            masks = torch.from_numpy(np.array(masks, order="C"))
+    except (TypeError, ValueError, RuntimeError) as fault:
+        raise ValueError(f"{name} wants arrays, tensors or pictures of one size, found others: {fault}") from fault
+    is_integer = not (masks.is_floating_point() or masks.dtype in (torch.bool, torch.uint8))
+    return masks.long() if is_integer else masks
+
+
 def shrink_maps(maps: Any, sizes: Tensor, grid: tuple[int, int], objects: list[int] | None) -> Tensor:
     """True masks (Q, H, W) or (H, W) of each picture -> labels (B, Q, h, w) int64: 1 object, 0 not, -1 unknown."""
     if len(maps) != len(sizes):
         raise ValueError(f"segmentation_maps wants maps for each of {len(sizes)} images, found {len(maps)}")
     rows = []
-    for image, (layers, size) in enumerate(zip(maps, sizes.tolist(), strict=True)):
-        layers = torch.as_tensor(layers)
+    for image, (layers, size) in enumerate(zip(read_masks(maps, "segmentation_maps"), sizes.tolist(), strict=True)):
         layers = layers[None] if layers.ndim == 2 else layers
         if layers.ndim != 3 or list(layers.shape[-2:]) != size:
             raise ValueError(f"image {image}: segmentation_maps wants (objects, *{size}), found {tuple(layers.shape)}")
@@ -118,9 +160,10 @@ class EfficientSamProcessor(ProcessorMixin):
             input_points: x, y of clicks, nested image > object > point > xy.
             input_labels: 1 on the object, 0 on the background, -1 for no click; image > object > point. All 1 if None.
             input_boxes: x0, y0, x1, y1, nested image > box > xyxy; four times -1 is no box.
-            input_masks: Logits (B, Q, h, w) of an earlier answer, or booleans (B, Q, H, W) of any size, such as the
-                pictures'.
+            input_masks: Logits (B, Q, h, w) of an earlier answer in floats; or masks (B, Q, H, W) of any size, such as
+                the pictures', as booleans or integers, above 0 on the object.
             segmentation_maps: True masks for training, for each picture (Q, H, W): 1 object, 0 not, below 0 unknown.
+                These and `input_masks` may be arrays, tensors, Pillow's pictures, or lists of them.
             return_tensors: "pt" or "np".
             kwargs: For the image processor, for this call.
 
@@ -144,7 +187,7 @@ class EfficientSamProcessor(ProcessorMixin):
             data["input_masks"] = self.prepare_masks(input_masks, len(sizes), objects, (height // 4, width // 4))
         if segmentation_maps is not None:
             data["labels"] = shrink_maps(segmentation_maps, sizes, (height // 4, width // 4), objects)
-        return BatchFeature(data, tensor_type=return_tensors)
+        return EfficientSamBatch(data, tensor_type=return_tensors)
 
     def prepare_images(self, images: Any, original_sizes: Any, kwargs: dict) -> dict[str, Tensor]:
         """`pixel_values` and `original_sizes` of the images, or the sizes alone."""
@@ -201,18 +244,18 @@ class EfficientSamProcessor(ProcessorMixin):
             )
 
     def prepare_masks(self, masks: Any, images: int, objects: list[int] | None, grid: tuple[int, int]) -> Tensor:
-        """Mask prompts (B, Q, h, w) as float32, for weights that learnt them; booleans at the masks' grid."""
+        """Mask prompts (B, Q, h, w) as float32, for weights that learnt them; booleans and integers at this grid."""
         if not self.mask_prompts:
             raise ValueError(
                 "found input_masks, but these weights never learnt mask prompts; "
                 "wanted a checkpoint trained with mask_prompts=True"
             )
-        given = [torch.as_tensor(rows) for rows in masks]
+        given = read_masks(masks, "input_masks")
         shapes = [tuple(rows.shape) for rows in given]
         wanted = (images, max(objects) if objects else max((shape[0] for shape in shapes if shape), default=0))
         if any(len(shape) != 3 or shape[0] != wanted[1] for shape in shapes) or len(given) != images:
             raise ValueError(f"input_masks wants (images, objects, h, w) = {wanted}, found {shapes}")
-        given = [mask_prompts(rows, grid) if rows.dtype == torch.bool else rows for rows in given]
+        given = [rows if rows.is_floating_point() else mask_prompts(rows > 0, grid) for rows in given]
         if len({rows.shape for rows in given}) > 1:
             raise ValueError(f"input_masks wants logits of one size, found {shapes}")
         return torch.stack(given).float()

@@ -11,7 +11,7 @@ from ..masks_efficientsam import decode_rle
 from .coco_ap import average_precision, true_dataset
 from .contact_sheet import Case, draw_sheet
 from .detections import read_detections, segment_detections
-from .ground_truth import TruePicture, dataset_hash, find_true_pictures, read_dataset, true_objects
+from .ground_truth import TruePicture, dataset_hash, files_hash, find_true_pictures, read_dataset, true_objects
 from .interactive import Settings, evaluate_picture
 from .journal import Journal, Share, answer_all
 from .predictor import Predictor
@@ -69,9 +69,10 @@ class Campaign:
         self.rows: list[dict[str, Any]] = []
 
     def ask(self, model: dict[str, Any], work: Callable[[int], dict[str, Any]], **question: Any) -> list[dict]:
-        """The records of all pictures, resumed where the same question to the same weights was left."""
+        """The records of all pictures, resumed where the same question to the same model was left."""
         who = {key: value for key, value in model.items() if key != "source"}
-        journal = Journal(self.output, question_of(model=who, truth=self.truth_hash, **question), self.share)
+        what = {"truth": self.truth_hash, "files": files_hash(self.pictures), "strict": self.strict}
+        journal = Journal(self.output, question_of(model=who, **what, **question), self.share)
         self.journals.append(journal)
         return answer_all(range(len(self.pictures)), work, journal, self.progress)
 

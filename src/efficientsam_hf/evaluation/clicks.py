@@ -3,6 +3,8 @@
 H x W pixels, booleans; clicks are x, y of a pixel.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ..masks_efficientsam import masks_to_boxes
@@ -10,10 +12,11 @@ from ..masks_efficientsam import masks_to_boxes
 Click = tuple[int, int]
 
 
-def deepest(region: np.ndarray) -> tuple[Click, float]:
+def deepest(region: np.ndarray, clicked: Iterable[Click] = ()) -> tuple[Click, float]:
     """The pixel of a region (H, W) that is farthest from what is not in it, and how far; the first of equals.
 
-    What lies outside the picture is not in the region. Distances are exact.
+    What lies outside the picture is not in the region. Distances are exact. Pixels that were `clicked` have no depth,
+    so that it is 0 if all were.
     """
     import cv2
 
@@ -21,6 +24,9 @@ def deepest(region: np.ndarray) -> tuple[Click, float]:
     # Around the region alone everything is background, as a border of one pixel says.
     part = np.pad(region[top:bottom, left:right], 1).astype(np.uint8)
     distances = cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    for column, row in clicked:
+        if left <= column < right and top <= row < bottom:
+            distances[row - top + 1, column - left + 1] = 0
     y, x = np.unravel_index(distances.argmax(), distances.shape)
     return (left + int(x) - 1, top + int(y) - 1), float(distances[y, x])
 

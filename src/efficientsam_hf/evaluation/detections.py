@@ -82,14 +82,22 @@ def fault_of(item: dict[str, Any], pictures: Collection[Any], kinds: Collection[
 
 def fault_of_box(box: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with x, y, width, height, which are to lie at least partly on a picture of `size` (H, W)."""
-    if not is_four_numbers(box):
+    if not is_four_numbers(box) or not np.isfinite(corners_of([box])).all():
         return "a box that is not four finite numbers"
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
+    (x0, y0, x1, y1), (height, width) = corners_of([box])[0], size
+    if not (x0 < x1 and y0 < y1):
         return "a box without an area"
-    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
         return "a box beside the picture"
     return None
+
+
+def corners_of(boxes: Sequence[Sequence[float]]) -> np.ndarray:
+    """x, y, width, height of each box -> x0, y0, x1, y1, (Q, 4), in float32, as models are asked."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite
+        corners = np.array(boxes, dtype=np.float32)
+        corners[:, 2:] += corners[:, :2]
+    return corners
 
 
 def segment_detections(
@@ -113,8 +121,7 @@ def segment_detections(
     if photo and detections:
         with watch("encode"):
             embedded = predictor.embed(photo)
-        corners = np.array([item["bbox"] for item in detections], dtype=np.float32)
-        corners[:, 2:] += corners[:, :2]
+        corners = corners_of([item["bbox"] for item in detections])
         with watch("decode"):
             answer = ask(predictor, embedded, Prompts(boxes=corners), refine)
             masks = predictor.at_size(embedded, answer.best_logits())

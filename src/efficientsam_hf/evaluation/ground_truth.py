@@ -6,6 +6,7 @@ Every layout comes in: COCO's and LVIS's JSON beside a folder of pictures, and w
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,17 +138,13 @@ def true_objects(
         skips: Takes note.
         crowds: Whether groups that are annotated as one are objects, too.
     """
-    entry = picture.entry if isinstance(picture, TruePicture) else None
-    if entry and size != (entry["height"], entry["width"]):
-        named = f"{picture.name} ({size[1]} x {size[0]}, {entry['width']} x {entry['height']})"
-        skips.add("a picture of another size than its entry says", named)
-        return []
     found = []
     for record, rle in sound_annotations(picture, size, skips):
         if record["iscrowd"] and not crowds:
             continue
         mask = decode_rle(rle).numpy()
-        hidden = record.get("ignore") and read_run_lengths(record["ignore"], size, picture.name, skips)
+        ignore = record.get("ignore")  # COCO's own field of this name is a number, and counts for nothing
+        hidden = read_run_lengths(ignore, size, picture.name, skips) if isinstance(ignore, dict | list) else None
         found.append(
             TrueObject(
                 id=record["id"],
@@ -242,14 +239,36 @@ def dataset_hash(pictures: Iterable[LabelledPicture]) -> str:
     return digest.hexdigest()
 
 
+def files_hash(pictures: Iterable[LabelledPicture]) -> str:
+    """SHA-256 over where these pictures lie and how large they are; other ones may have come in their place."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        blob = picture.image
+        size = blob.size if blob.size >= 0 else blob.path.stat().st_size
+        digest.update(f"{os.path.abspath(blob.path)} {blob.offset} {size}\n".encode())
+    return digest.hexdigest()
+
+
 def read_or_note(picture: LabelledPicture, skips: Skips) -> Image.Image | None:
-    """The picture in RGB; None, and a note, if it cannot be read."""
+    """The picture in RGB; None, and a note, if it cannot be read or has another size than its entry."""
     try:
-        return picture.read_image()
+        photo = picture.read_image()
     except ValueError as error:
         fault = str(error)
+    else:
+        return photo if is_of_its_size(picture, photo, skips) else None
     skips.add("a picture that cannot be read", fault)
     return None
+
+
+def is_of_its_size(picture: LabelledPicture, photo: Image.Image, skips: Skips) -> bool:
+    """Whether the picture's entry, if it has one, tells its size; else a note."""
+    entry = picture.entry if isinstance(picture, TruePicture) else None
+    if entry is None or photo.size == (entry["width"], entry["height"]):
+        return True
+    named = f"{picture.name} ({photo.width} x {photo.height}, {entry['width']} x {entry['height']})"
+    skips.add("a picture of another size than its entry says", named)
+    return False
 
 
 def picture_hash(picture: LabelledPicture) -> str:
@@ -272,6 +291,7 @@ __all__ = [
     "TruePicture",
     "dataset_hash",
     "describe",
+    "files_hash",
     "find_true_pictures",
     "is_finite",
     "is_four_numbers",

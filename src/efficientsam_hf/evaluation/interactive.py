@@ -88,16 +88,22 @@ class Walk:
         if protocol.first is None:
             return True
         if protocol.next is None or self.answer is None:
-            click, label = protocol.first(self.target.mask, self.generator), 1
+            click, label = protocol.first(self.clickable(protocol), self.generator), 1
         else:
             missed, false = errors(self.answer, self.target.mask, self.target.ignore)
-            found = protocol.next(missed, false, background, self.generator)
+            found = protocol.next(missed, false, background, self.points, self.generator)
             if found is None:
                 return False
             click, label = found
         self.points.append(click)
         self.labels.append(label)
         return True
+
+    def clickable(self, protocol: Protocol) -> np.ndarray:
+        """Where the protocol's first click may be, (H, W)."""
+        mask, ignore = self.target.mask, self.target.ignore
+        counted = mask & ~ignore if protocol.ignoring and ignore is not None else mask
+        return counted if counted.any() else mask
 
     def record(self, keep: bool) -> dict[str, Any]:
         """The way so far as JSON."""

@@ -103,6 +103,10 @@ class OnnxPairPredictor:
         """SHA-256 over both files."""
         return hashlib.sha256(b"".join(path.read_bytes() for path in self.files)).hexdigest()
 
+    def settings(self) -> dict[str, Any]:
+        """See `Predictor`: all of it lies in the files."""
+        return {}
+
 
 def slots_of(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
     """Boxes and clicks as labelled points: (Q, P, 2), (Q, P), float32."""

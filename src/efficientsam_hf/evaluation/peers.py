@@ -75,6 +75,10 @@ class TransformersPredictor:
         """See `Predictor`."""
         return module_hash(self.model)
 
+    def settings(self) -> dict[str, Any]:
+        """See `Predictor`; this module's reading of pictures follows from the config."""
+        return {"config": self.model.config.to_dict()}
+
 
 class SamPredictor(TransformersPredictor):
     """SAM and SAM-HQ: the long side to the model's size, the rest padded."""

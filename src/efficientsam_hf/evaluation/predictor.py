@@ -103,6 +103,9 @@ class Predictor(Protocol):
     def weights_hash(self) -> str:
         """SHA-256 of the weights."""
 
+    def settings(self) -> dict[str, Any]:
+        """What the answers depend on beside the weights, as JSON."""
+
 
 def check_mask_prompts(predictor: Predictor, refine: bool, show_answer: bool) -> None:
     """Refuse to show masks to a model that cannot be shown any.
@@ -201,6 +204,10 @@ class EfficientSamPredictor:
             return hashlib.sha256(json.dumps(self.model.manifest.files, sort_keys=True).encode()).hexdigest()
         return module_hash(self.model)
 
+    def settings(self) -> dict[str, Any]:
+        """See `Predictor`."""
+        return {"config": self.model.config.to_dict(), "processor": self.processor.to_dict()}
+
 
 class ZoomingPredictor(EfficientSamPredictor):
     """As `segment` answers with its `zoom`: each object is looked at once more, closely.
@@ -234,6 +241,10 @@ class ZoomingPredictor(EfficientSamPredictor):
     def at_size(self, embedded: Embedded, logits: Tensor) -> np.ndarray:
         """See `Predictor`."""
         return (logits > 0).cpu().numpy()
+
+    def settings(self) -> dict[str, Any]:
+        """See `Predictor`."""
+        return {**super().settings(), "zoom": self.zoom}
 
 
 def count_parameters(model: EfficientSamModel | ExportedEfficientSam) -> int:

@@ -22,16 +22,27 @@ PACKAGES = (
     "faster-coco-eval",
     "onnxruntime",
 )
+ORIGIN = ("_name_or_path", "architectures", "auto_map", "processor_class", "transformers_version")
 
 
 def describe_model(predictor: Predictor, source: str, device: str) -> dict[str, Any]:
-    """What was evaluated: name, source, parameters, hash of the weights, and where it ran."""
+    """What was evaluated: name, source, parameters, hashes of weights and settings, and where it ran."""
     return {
         "name": predictor.name,
         "source": source,
         "parameters": predictor.parameters,
         "weights_sha256": predictor.weights_hash(),
+        "settings_sha256": question_of(**without_origin(predictor.settings())),
         "device": device,
+    }
+
+
+def without_origin(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of any depth without what saving and loading write into them, on which no answer depends."""
+    return {
+        name: without_origin(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name not in ORIGIN
     }
 
 

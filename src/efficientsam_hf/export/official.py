@@ -2,9 +2,9 @@
 
 B pictures, Q prompts a picture, P points a prompt, M masks a prompt, h x w the embedding grid.
 
-Unlike the official files these keep the model's numbers: masks are brought to the picture's size by bicubic
-interpolation, any number of prompts is taken, and free slots stay free. Masks come best first, because osam and
-labelme show the first.
+Unlike the official files these keep the model's numbers: masks are brought to the picture's size as the processor does
+it, any number of prompts is taken, and free slots stay free. Masks come best first, because osam and labelme show the
+first.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..pictures_efficientsam import read_picture
 from ..prediction import segment
 from ..processing_efficientsam import EfficientSamProcessor
 from ..written_files import written_beside
-from .checking import LARGEST_DIFFERENCE, PHOTO, agreement, difference
+from .checking import LARGEST_DIFFERENCE, LEAST_AGREEMENT, PHOTO, agreement, difference
 from .formats import write_onnx
 from .graphs import MOST_PICTURES, MOST_PROMPTS, trace_one, tracing
 
@@ -60,9 +60,10 @@ class OfficialDecoder(nn.Module):
     and 3 a box's corners. Points that are more than the model's slots are left out, as there.
     """
 
-    def __init__(self, model: EfficientSamModel):
+    def __init__(self, model: EfficientSamModel, processor: EfficientSamProcessor):
         super().__init__()
         self.model = model
+        self.interpolation = processor.image_processor.mask_interpolation
         self.slots = model.config.prompt_encoder_config.max_prompt_points
 
     def forward(
@@ -90,7 +91,7 @@ class OfficialDecoder(nn.Module):
         chosen = (order[..., None] == torch.arange(order.shape[-1])).to(decoded.iou_scores.dtype)
         scores = (chosen @ decoded.iou_scores[..., None])[..., 0]
         logits = (chosen @ decoded.pred_masks.flatten(3)).view_as(decoded.pred_masks).flatten(0, 1)
-        masks = F.interpolate(logits, (height, width), mode="bicubic", align_corners=False)
+        masks = F.interpolate(logits, (height, width), mode=self.interpolation, align_corners=False)
         return masks.view(*scores.shape, height, width), scores, logits
 
 
@@ -128,6 +129,11 @@ def export_for_osam(
                 f"not exported: the answers differ from torch's by up to {worst:.1e} standard deviations, "
                 f"wanted at most {LARGEST_DIFFERENCE:.0e}"
             )
+        if not check["mask_iou"] >= LEAST_AGREEMENT["float32"]:
+            raise ValueError(
+                f"not exported: masks agree with torch's by a mean IoU of {check['mask_iou']:.3f}, "
+                f"wanted at least {LEAST_AGREEMENT['float32']}"
+            )
     return check
 
 
@@ -145,10 +151,11 @@ def trace_official(model: EfficientSamModel, processor: EfficientSamProcessor) -
         "batched_point_labels": (torch.ones(2, 3, 4), {0: batch, 1: queries, 2: points}),
         "orig_im_size": (torch.tensor([37, 53]), {}),
     }
+    answers = ("output_masks", "iou_predictions", "low_res_masks")
     with tracing(model):
         return [
             trace_one(OfficialEncoder(model, processor), encoder, ("image_embeddings",)),
-            trace_one(OfficialDecoder(model), decoder, ("output_masks", "iou_predictions", "low_res_masks")),
+            trace_one(OfficialDecoder(model, processor), decoder, answers),
         ]
 
 

@@ -93,9 +93,9 @@ def write_folder(
         write(graph, folder / f"{name}{suffix}")
     if quantize:
         quantize_encoder(to, folder / f"vision_encoder{suffix}", quantize, processor, calibration)
-    files = {path.name: checksum(path) for path in sorted(folder.iterdir())}
     processor.save_pretrained(folder)
     model.config.save_pretrained(folder)
+    files = {path.name: checksum(path) for path in sorted(folder.iterdir())}
     manifest = Manifest(
         format=to,
         graphs={

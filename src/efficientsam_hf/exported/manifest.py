@@ -17,7 +17,7 @@ class Manifest:
     Args:
         format: "onnx", "openvino", "torch-export" or "executorch".
         graphs: For each graph its `file`, and the names of its `inputs` and `outputs`, in order.
-        files: The SHA-256 of each file, by its name.
+        files: The SHA-256 of each other file, by its name.
         image_size: Side in pixels of the pictures that the encoder takes.
         dtype: What the weights were when they were traced; inputs and outputs are float32.
         quantization: "dynamic", "static" or None.

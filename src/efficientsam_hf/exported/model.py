@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration_efficientsam import EfficientSamConfig
-from ..modeling_efficientsam import drop_padding, gather_slots
+from ..modeling_efficientsam import check_prompts, drop_padding, gather_slots
 from .engines import start_engine
 from .manifest import Manifest, read_manifest
 
@@ -99,11 +99,8 @@ class ExportedEfficientSam:
     ) -> dict[str, Tensor]:
         """Embeddings and prompts as `EfficientSamModel.forward` takes them -> what the decoder's graph takes."""
         prompts = self.config.prompt_encoder_config
-        if input_masks is not None and not prompts.mask_prompts:
-            raise ValueError("got input_masks, but this model never learnt mask prompts (config: mask_prompts=False)")
+        check_prompts(self.config, embeddings, input_points, input_boxes, input_masks)
         if input_points is None and input_boxes is None:
-            if input_masks is None:
-                raise ValueError("give input_points, input_boxes or input_masks: got no prompt")
             input_boxes = embeddings.new_full((*input_masks.shape[:2], 4), -1.0)
         points, labels = gather_slots(input_points, input_labels, input_boxes)
         if points.shape[2] > prompts.max_prompt_points:

@@ -1,4 +1,7 @@
-"""Masks as polygons, for formats that know nothing else. Holes are lost, and so is nothing but holes."""
+"""Masks as polygons, for formats that know nothing else.
+
+Holes are lost. Where several parts must be one polygon (`joined`), readers draw bridges between them as lines, too.
+"""
 
 import numpy as np
 
@@ -37,9 +40,21 @@ def area_of(outline: np.ndarray) -> float:
 
 
 def joined(outlines: list[np.ndarray]) -> np.ndarray:
-    """Several polygons as one (P, 2) that encloses the same area: a way there and back has no area of its own."""
-    path = [outlines[0]]
-    start = outlines[0][:1]
+    """Several polygons as one (P, 2) that encloses the same area: a way there and back has no area of its own.
+
+    Each part is reached from what is joined already between the corners that are nearest to each other.
+    """
+    path = outlines[0].astype(np.int64)
     for outline in outlines[1:]:
-        path += [start, outline, outline[:1]]
-    return np.concatenate(path + ([start] if len(outlines) > 1 else []))
+        at, place = nearest_corners(path, outline)
+        around = np.roll(outline, -place, axis=0)
+        path = np.concatenate([path[: at + 1], around, around[:1], path[at:]])
+    return path
+
+
+def nearest_corners(path: np.ndarray, outline: np.ndarray) -> tuple[int, int]:
+    """Where two polygons (P, 2) are nearest to each other: the place of a corner of each."""
+    # Corner by corner: all pairs of two large polygons would fill the memory.
+    distances = (((path - corner) ** 2).sum(1) for corner in outline)
+    _, at, place = min((int(row.min()), int(row.argmin()), place) for place, row in enumerate(distances))
+    return at, place

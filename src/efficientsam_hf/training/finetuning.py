@@ -74,18 +74,7 @@ class InteractiveSegmentation(nn.Module):
                 prompt["input_masks"] = answer[:, :, 0]
             round_losses, answer = self.take_round(embeddings, prompt, labels, self.answering(number))
             losses.append(round_losses)
-        means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
-        return {**means, "loss": means["loss"] + self.nothing_of_what_was_not_shown()}
-
-    def nothing_of_what_was_not_shown(self) -> Tensor | int:
-        """0 that depends on the weights which only steps with mask prompts use.
-
-        Processes draw for themselves whether answers are shown, and share gradients of the same weights in each step.
-        """
-        if not self.model.config.prompt_encoder_config.mask_prompts:
-            return 0
-        weights = self.model.prompt_encoder.mask_embedding.parameters()
-        return sum(0 * weight.sum() for weight in weights if weight.requires_grad)
+        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
 
     def unreached(self) -> list[str]:
         """Patterns of the parameters on which no answer of this recipe depends."""
