@@ -85,6 +85,10 @@ def seven_points():
         (["photo.png", "--point", "1,2", "--output", "photo.png/o.png"], "photo.png is a file, wanted a folder"),
         (["photo.png", "--point", "1,2", "--output", "folder"], "folder is a folder, wanted a file"),
         (["photo.png", "--point", "1,2", "--json", "photo.png/j.json"], "photo.png is a file"),
+        (["photo.png", "--point", "1,2", "--output", "folder/../photo.png"], "photo.png is the photo itself"),
+        (["photo.png", "--point", "1,2", "--json", "photo.png"], "photo.png is the photo itself"),
+        (["photo.png", "--point", "1,2", "--output", "x.png", "--json", "x.png"], "different files to write, found x"),
+        (["photo.png", "--point", "1,2", "--output", "x.txt"], "x.txt: wanted the suffix of a picture, as .png"),
     ],
     ids=lambda value: "_".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -98,7 +102,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(room, checkpoint, argume
     for name in ("config.json", "processor_config.json"):
         (Path("cut") / name).write_bytes((Path(checkpoint) / name).read_bytes())
     Path("cut/model.safetensors").write_bytes((Path(checkpoint) / "model.safetensors").read_bytes()[:5000])
-    before = sorted(os.listdir())
+    before, photo = sorted(os.listdir()), Path("photo.png").read_bytes()
     model = [] if "--model" in arguments else ["--model", checkpoint]
     result = run("predict", *arguments, *model)
     assert result.exit_code == 2, result.output
@@ -107,6 +111,15 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(room, checkpoint, argume
     assert message in lines[0]
     assert "Traceback" not in result.output
     assert sorted(os.listdir()) == before
+    assert Path("photo.png").read_bytes() == photo
+
+
+@pytest.mark.parametrize("command", [["predict", "--box", "10,8,40,30"], ["everything", "--points-per-side", "3"]])
+def test_an_overlay_is_of_the_kind_that_its_name_says(room, checkpoint, command):
+    for name, kind in (("o.png", "PNG"), ("o.JPG", "JPEG"), ("o.webp", "WEBP")):
+        result = run(*command, "photo.png", "--model", checkpoint, "--output", name)
+        assert result.exit_code == 0, result.output
+        assert Image.open(name).format == kind
 
 
 @pytest.mark.parametrize(("limit", "message"), [(3000, "wanted at most 3000"), (1000, "could be decompression bomb")])
@@ -215,7 +228,7 @@ def test_everything_of_a_folder_goes_on_where_it_stopped(room, checkpoint, photo
     assert "c.jpg" in result.output
     assert "Traceback" not in result.output
     made = sorted(path.name for path in Path("set_masks").iterdir())
-    assert made == ["a.json", "a.png", "b.json", "b.png", "coco.json"]
+    assert made == ["a.json", "a.png", "b.json", "b.png", "coco.json", "everything.json"]
     before = Path("set_masks", "a.json").stat().st_mtime_ns
     Path("set", "c.jpg").unlink()
     Path("set_masks", "b.json").unlink()
@@ -226,6 +239,33 @@ def test_everything_of_a_folder_goes_on_where_it_stopped(room, checkpoint, photo
     assert {record["image_id"] for record in dataset["annotations"]} == {1, 2}
     ids = [record["id"] for record in dataset["annotations"]]
     assert ids == list(range(1, len(ids) + 1))
+
+
+def test_masks_of_other_options_and_somebody_s_files_are_refused(room, checkpoint, photo):
+    Path("set").mkdir()
+    Image.fromarray(photo).save("set/a.png")
+    given = ["everything", "set", "--model", checkpoint, "--output", "out"]
+    assert run(*given, *LOOSE).exit_code == 0
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    for more, message in (
+        ([*LOOSE, "--min-mask-region-area", "9"], "out holds masks with options {'points_per_side': 3"),
+        (["--model", f"{checkpoint}/../tiny", *LOOSE], "out holds masks with model"),
+    ):
+        result = run(*given, *more)
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+    # Another picture's file, which another program wrote since.
+    Image.fromarray(photo).save("set/b.png")
+    Path("out/b.json").write_text('{"shapes": [], "imagePath": "b.png"}')
+    result = run(*given, *LOOSE)
+    assert (result.exit_code, "out/b.json is not from this command" in result.output) == (2, True), result.output
+    for name in ("a.json", "a.png", "coco.json", "everything.json"):
+        Path("hand").mkdir(exist_ok=True)
+        Path("hand", name).write_text('{"shapes": []}')
+        result = run("everything", "set", "--model", checkpoint, "--output", "hand")
+        assert (result.exit_code, f"hand/{name} is not from this command" in result.output) == (2, True), result.output
+        assert Path("hand", name).read_text() == '{"shapes": []}'
+        Path("hand", name).unlink()
 
 
 @pytest.mark.parametrize(
@@ -241,6 +281,9 @@ def test_everything_of_a_folder_goes_on_where_it_stopped(room, checkpoint, photo
         (["once", "--output", "once"], "the pictures of once would be written over"),
         (["once", "--output", "twice/../once"], "the pictures of once would be written over"),
         (["named"], "named/coco.png: coco.json will hold the masks of all"),
+        (["noted"], "noted/everything.png: everything.json will hold the settings"),
+        (["photo.png", "--output", "photo.png"], "photo.png is the photo itself"),
+        (["photo.png", "--output", "x.png", "--json", "x.png"], "different files to write, found x.png, x.png"),
     ],
 )
 def test_everything_says_what_is_wrong(room, checkpoint, photo, arguments, message):
@@ -248,7 +291,7 @@ def test_everything_says_what_is_wrong(room, checkpoint, photo, arguments, messa
     Path("twice").mkdir()
     for name in ("a.png", "a.jpg"):
         Image.fromarray(photo).save(Path("twice", name))
-    for name in ("once/a.png", "named/coco.png"):
+    for name in ("once/a.png", "named/coco.png", "noted/everything.png"):
         Path(name).parent.mkdir()
         Image.fromarray(photo).save(name)
     before = sorted(Path().rglob("*"))

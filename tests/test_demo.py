@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from efficientsam_cli import app
 from efficientsam_hf import EfficientSamProcessor, load_checkpoint, save_for_hub
+from efficientsam_hf.interaction import open_photo
 from efficientsam_hf.masks_efficientsam import decode_rle
 
 gradio = pytest.importorskip("gradio", reason="the demo needs gradio: the extra [demo]")
@@ -44,6 +45,14 @@ def address():
     _, url, _ = serve(blocks, limits, prevent_thread_lock=True, server_name="127.0.0.1")
     yield url.removeprefix("http://").rstrip("/")
     blocks.close()
+
+
+def test_pictures_as_large_as_the_option_says_are_taken(tmp_path, photo, monkeypatch):
+    Image.fromarray(photo).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    model = make_model(tiny_config())
+    build_page(model, EfficientSamProcessor.from_model_config(model.config), "tiny", Limits(megapixels=0.1))
+    assert open_photo(tmp_path / "large.png", 100_000).size == (80, 48)
 
 
 def ask(address: str, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:

@@ -147,7 +147,7 @@ def test_models_of_one_name_and_weights_with_other_settings_are_apart(room, chec
         (["points", "--images", "nowhere", "--annotations", "instances.json"], "nothing at nowhere"),
         (["points", "--images", "images", "--annotations", "none.json"], "nothing at none.json"),
         (["points", "--images", "images", "--annotations", "images/0.png"], "no JSON of COCO's"),
-        (["boxes", *COCO, "--device", "gpu"], "--device gpu: no such device here: Expected one of cpu, cuda"),
+        (["boxes", *COCO, "--device", "gpu"], "device gpu: no such device here: Expected one of cpu, cuda"),
         (["points", *COCO, "--masks", "0"], "masks must be 1 or more of a picture, got 0"),
         (["boxes", *COCO, "--refine"], "takes no mask prompts"),
         (["points", *COCO, "--show-answer"], "takes no mask prompts, which --show-answer gives it"),

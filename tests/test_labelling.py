@@ -447,7 +447,7 @@ def test_the_command_labels_boxes(pictures, parts, checkpoint, tmp_path):
     assert [record["box_id"] for record in content["annotations"]] == [0, 1, 3, 4, 6, 7, 9, 10, 2, 5, 8, 11]
     assert {record["category_id"] for record in content["annotations"]} == {3}
     # Eight boxes are asked at a time, and none knows of the others.
-    asked = BoxPrompts(boxes).of("sa_0.jpg")
+    asked = BoxPrompts(boxes, find_label_shards(str(pictures))).of("sa_0.jpg")
     one_by_one = [segment_boxes(*parts, pictures / "sa_0.jpg", [box])[0]["segmentation"] for box in asked]
     assert [record["segmentation"] for record in content["annotations"][:8]] == one_by_one
 

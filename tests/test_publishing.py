@@ -281,6 +281,17 @@ def test_a_folder_that_lacks_a_part_is_named_before_anyone_is_asked(stand_in, fo
     assert not stand_in.asked
 
 
+def test_weights_that_are_cut_short_are_one_line(stand_in, folder, tmp_path):
+    (tmp_path / "cut").mkdir()
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        (tmp_path / "cut" / path.name).write_bytes(whole[:5000] if path.suffix == ".safetensors" else whole)
+    result = push(tmp_path / "cut", "tiny")
+    assert result.exit_code == 2, result.output
+    assert f"efficientsam: {tmp_path / 'cut'}: its weights cannot be read" in result.output
+    assert not stand_in.asked
+
+
 def test_other_models_and_half_of_the_weights_are_refused(stand_in, folder, tmp_path):
     model, processor = load_checkpoint(folder, device="cpu")
     vision = EfficientSamVisionModel(model.config.vision_config)

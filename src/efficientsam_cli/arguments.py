@@ -1,9 +1,34 @@
-"""What several commands do with their arguments."""
+"""Arguments that several commands have, and what they do with them."""
 
+import os
 import sys
 from collections.abc import Iterator
+from typing import Annotated
 
 import typer
+
+Model = Annotated[
+    str | None, typer.Option(help="folder (exported ones, too) or Hub id; the bundled checkpoint if left out")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")]
+
+
+def place_of(device: str | None, model: str | None = None) -> str | None:
+    """The device's name, under torchrun this process's own.
+
+    An exported folder's runtime has its own names for devices, and its own choice; they stay as they are.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    from efficientsam_hf.exported.manifest import is_exported
+    from efficientsam_hf.hub import fastest_device, find_device
+
+    if is_exported(model):
+        return device
+    place = device or str(fastest_device())
+    # Its number at once, for whoever asks for "cuda" alone starts up the first GPU.
+    return str(find_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if place == "cuda" else place))
 
 
 def parse_numbers(text: str, name: str, counts: tuple[int, ...], form: str) -> list[float]:

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from .arguments import Device, Model, place_of
+
 
 def demo(
-    model: Annotated[str | None, typer.Option(help="folder or Hub id; the bundled checkpoint if left out")] = None,
+    model: Model = None,
     host: Annotated[
         str, typer.Option(help="address to serve at; 0.0.0.0 is for everybody who reaches it")
     ] = "127.0.0.1",
@@ -16,7 +18,7 @@ def demo(
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="open a browser")] = True,
     megabytes: Annotated[float, typer.Option(help="largest upload, in megabytes")] = 20,
     megapixels: Annotated[float, typer.Option(help="largest picture, in megapixels")] = 40,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
+    device: Device = None,
 ) -> None:
     """Click in a browser and see masks: points, boxes, everything, downloads. Needs gradio, from the extra `demo`."""
     try:
@@ -25,7 +27,7 @@ def demo(
         raise ValueError("the demo needs gradio: pip install 'efficientsam-hf[demo]'") from error
     from efficientsam_hf import default_checkpoint, load_checkpoint
 
-    loaded, processor = load_checkpoint(model, device=device)
+    loaded, processor = load_checkpoint(model, device=place_of(device, model))
     limits = Limits(megabytes, megapixels)
     blocks = build_page(loaded, processor, Path(model or default_checkpoint()).name, limits)
     _, address, _ = serve(

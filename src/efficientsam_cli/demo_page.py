@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+import PIL.Image
 
 from efficientsam_hf.interaction import PhotoSession, open_photo
 from efficientsam_hf.mask_settings import MaskGenerationSettings
@@ -61,14 +62,14 @@ class Page:
     def __init__(self, model: Any, processor: Any, limits: Limits):
         self.model = model
         self.processor = processor
-        self.limits = limits
+        self.most_pixels = int(limits.megapixels * 1e6)
         self.room = tempfile.TemporaryDirectory(prefix="efficientsam-demo-")
 
     def open(self, path: str | None, opacity: float) -> tuple:
         """A photo that a visitor sent, or an example."""
         if path is None:
             return self.show(None, opacity, "")
-        photo = open_photo(path, int(self.limits.megapixels * 1e6))
+        photo = open_photo(path, self.most_pixels)
         session = PhotoSession(photo, Path(path).name)
         return self.show(session, opacity, f"{photo.width} x {photo.height} pixels. Click on something.")
 
@@ -185,6 +186,8 @@ def build_page(model: Any, processor: Any, name: str, limits: Limits | None = No
         limits: Of uploads.
     """
     page = Page(model, processor, limits or Limits())
+    if PIL.Image.MAX_IMAGE_PIXELS:  # which would refuse what the page's own limit lets in
+        PIL.Image.MAX_IMAGE_PIXELS = max(PIL.Image.MAX_IMAGE_PIXELS, page.most_pixels)
     with gr.Blocks(title="EfficientSAM", analytics_enabled=False, delete_cache=(FORGET_AFTER, FORGET_AFTER)) as blocks:
         title = f"# EfficientSAM\nPoint at things in a photo and take their masks away. Model: `{name}`"
         gr.Markdown(title, elem_id="title")

@@ -1,13 +1,12 @@
 """Commands that measure how good masks are: `efficientsam evaluate ...`."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .arguments import progress_bar
+from .arguments import Device, place_of, progress_bar
 
 Images = Annotated[Path, typer.Option(help="folder or tar of pictures")]
 Annotations = Annotated[
@@ -30,7 +29,6 @@ Refine = Annotated[bool, typer.Option(help="show each answer to the model once m
 ShowAnswer = Annotated[bool, typer.Option(help="show the last answer to the model with the next click")]
 Zoom = Annotated[float, typer.Option(help="look closer at each object, as predict does; 0: do not")]
 Strict = Annotated[bool, typer.Option(help="stop at what would be left out and counted")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")]
 Output = Annotated[Path, typer.Option(help="result file; beside it NAME_masks.jsonl, a line a picture")]
 Sheet = Annotated[Path | None, typer.Option(help="contact sheet of the worst cases; NAME_worst.png if left out")]
 
@@ -198,36 +196,16 @@ def load_all(sources: list[str] | None, device: str | None, zoom: float = 0) -> 
     from transformers.utils import logging
 
     from efficientsam_hf.evaluation.campaign import describe_model
-    from efficientsam_hf.exported.manifest import is_exported
 
     from .predictors import load_predictor
 
     logging.disable_progress_bar()
     wanted: list[str | None] = [*sources] if sources else [None]
     for source in wanted:
-        # An exported folder's runtime has its own names for devices, and its own choice.
-        place = device if is_exported(source) else place_of(device)
+        place = place_of(device, source)
         predictor = load_predictor(source, place, zoom)
         told = f"{source or 'bundled'}{f', zoom {zoom:g}' if zoom else ''}"
         yield predictor, describe_model(predictor, told, (place or "its own").split(":")[0])
-
-
-def place_of(device: str | None) -> str:
-    """The device's name, under torchrun this process's own.
-
-    Raises:
-        ValueError: if there is no such device.
-    """
-    import torch
-
-    place = device or str(torch.accelerator.current_accelerator() or "cpu")
-    if place == "cuda":
-        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {place}: no such device here: {str(error).splitlines()[0]}") from error
-    return place
 
 
 def tell(campaign: Any) -> None:

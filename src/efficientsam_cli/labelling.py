@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .arguments import Device, Model, place_of
+
 
 def label(
     source: Annotated[str, typer.Argument(help="folder, tars, parquet files, or OWNER/NAME of a data set of the Hub")],
@@ -16,7 +18,7 @@ def label(
     boxes: Annotated[
         Path | None, typer.Option(help="COCO's JSON: a mask for each box; without it, everything")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="folder or Hub id; the bundled checkpoint if left out")] = None,
+    model: Model = None,
     split: Annotated[str, typer.Option(help="of a data set of the Hub")] = "train",
     column: Annotated[str, typer.Option(help="of a data set, where its pictures are")] = "image",
     pictures_per_shard: Annotated[int, typer.Option(min=1, help="of a folder that a process does at one go")] = 100,
@@ -26,7 +28,7 @@ def label(
     box_nms_thresh: Annotated[float | None, typer.Option(help="most overlap of two masks' boxes, 0 to 1")] = None,
     min_mask_region_area: Annotated[int | None, typer.Option(help="fill holes, drop islands of fewer pixels")] = None,
     strategy: Annotated[str | None, typer.Option(help='"grid", or "adaptive": no click on what was found')] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
+    device: Device = None,
 ) -> None:
     """Masks for a folder, for shards or for a data set of pictures, in the files that other tools read.
 
@@ -50,20 +52,17 @@ def label(
     from transformers.utils import logging
 
     from efficientsam_hf import load_checkpoint
-    from efficientsam_hf.exported.manifest import is_exported
     from efficientsam_hf.labelling.boxes import BoxPrompts
     from efficientsam_hf.labelling.shards import LabelFolder
     from efficientsam_hf.labelling.sources import find_label_shards
     from efficientsam_hf.mask_generation import MaskGenerationSettings
 
     MaskGenerationSettings.read(**options)
-    prompts = BoxPrompts(boxes) if boxes else None
     shards = find_label_shards(source, pictures_per_shard, split, column)
+    prompts = BoxPrompts(boxes, shards) if boxes else None
     rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
     logging.disable_progress_bar()
-    if not is_exported(model):  # whose runtime has its own names for devices
-        device = device or own_device()
-    loaded, processor = load_checkpoint(model, device=device)
+    loaded, processor = load_checkpoint(model, device=place_of(device, model))
     settings: dict[str, Any] = {"model": model or "default", **hashes_of(loaded, processor, boxes)}
     settings |= {"boxes": str(boxes) if boxes else None, "options": options}
     folder = LabelFolder(output, format, shards, settings, prompts.categories if prompts else None)
@@ -82,14 +81,6 @@ def hashes_of(model: Any, processor: Any, boxes: Path | None) -> dict[str, str |
     known = describe_model(EfficientSamPredictor(model, processor), "", "")
     names = ("weights_sha256", "settings_sha256")
     return {**{name: known[name] for name in names}, "boxes_sha256": checksum(boxes) if boxes else None}
-
-
-def own_device() -> str | None:
-    """This process's own accelerator, if torchrun gave it one of several."""
-    import torch
-
-    several = torch.cuda.is_available() and "LOCAL_RANK" in os.environ
-    return f"cuda:{os.environ['LOCAL_RANK']}" if several else None
 
 
 def labeller(model: Any, processor: Any, prompts: Any, options: dict[str, Any]) -> Callable:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .arguments import parse_numbers
+from .arguments import Device, parse_numbers, place_of
 
 
 def cache_features(
@@ -27,7 +27,7 @@ def cache_features(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="of the teacher's weights")
     ] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
+    device: Device = None,
 ) -> None:
     """Let a teacher look at every picture once and keep its features, for examples/pretrain_sami.py --cache.
 
@@ -43,9 +43,7 @@ def cache_features(
     mean = parse_numbers(teacher_mean, "--teacher-mean", (3,), "R,G,B") if teacher_mean else None
     std = parse_numbers(teacher_std, "--teacher-std", (3,), "R,G,B") if teacher_std else None
     rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
-    place = device or str(torch.accelerator.current_accelerator() or "cpu")
-    if place == "cuda":
-        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    place = place_of(device)
     pictures = find_pictures(sources)
     weights = getattr(torch, dtype)
     loaded = load_teacher(teacher, teacher_size, not before_neck, teacher_output, mean, std, weights).to(place)

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from .arguments import Device, place_of
+
 
 def probe(
     train: Annotated[str, typer.Argument(help="folder of class folders, tar of one, or data set of the Hub")],
@@ -14,6 +16,7 @@ def probe(
     penalty: Annotated[float, typer.Option(help="on the probe's squared weights")] = 1e-2,
     train_split: Annotated[str, typer.Option(help="of a data set of the Hub")] = "train",
     test_split: Annotated[str, typer.Option(help="of a data set of the Hub")] = "validation",
+    device: Device = None,
 ) -> None:
     """Accuracy of nearest neighbours and of a linear probe on an encoder's features, which no training touches."""
     from efficientsam_hf import EfficientSamForImageClassification, default_checkpoint
@@ -26,9 +29,11 @@ def probe(
     )
     from efficientsam_hf.training.encoders import load_encoder_model
 
+    place = place_of(device)
     known = open_classified(train, train_split)
     asked = open_classified(test, test_split, known.names)
-    encoder = load_encoder_model(EfficientSamForImageClassification, model or str(default_checkpoint())).eval()
+    encoder = load_encoder_model(EfficientSamForImageClassification, model or str(default_checkpoint()))
+    encoder = encoder.to(place).eval()
     processor = centre_crop_processor(image_size)
 
     def prepare(images: list) -> dict:

@@ -7,22 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from .arguments import parse_numbers, progress_bar
+from .arguments import Device, Model, parse_numbers, place_of, progress_bar
 
 
 def predict(
     photo: Annotated[str, typer.Argument(help="picture file or URL")],
     point: Annotated[list[str] | None, typer.Option(help="X,Y[,LABEL] in pixels; all points are one object's")] = None,
     box: Annotated[list[str] | None, typer.Option(help="X0,Y0,X1,Y1 in pixels; each box is an object")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="folder (exported ones, too) or Hub id; the bundled checkpoint if left out")
-    ] = None,
+    model: Model = None,
     output: Annotated[Path | None, typer.Option(help="overlay picture; PHOTO_overlay.png here if left out")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="masks as COCO run lengths, SA-1B's layout")] = None,
     zoom: Annotated[
         float | None, typer.Option(help="look closer at each object, in a crop so many times its size; 0: do not")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
+    device: Device = None,
 ) -> None:
     """Segment what clicks and boxes point at, and draw it.
 
@@ -39,16 +37,18 @@ def predict(
     from transformers.utils import logging
 
     from efficientsam_hf import draw_segmentation, load_checkpoint, read_photo, segment
-    from efficientsam_hf.written_files import written_together
+    from efficientsam_hf.written_files import check_outputs, written_together
 
+    files = [output, json_file] if json_file else [output]
+    check_outputs(photo, *files)
     picture = read_photo(photo)
     logging.disable_progress_bar()
-    loaded, processor = load_checkpoint(model, device=device)
+    loaded, processor = load_checkpoint(model, device=place_of(device, model))
     answer = segment(loaded, processor, picture, **as_objects(points, labels, boxes), zoom=zoom)
     overlay = draw_segmentation(picture, answer.masks[:, 0].cpu().numpy(), points, labels, boxes)
     records = answer.records()
-    with written_together([output, json_file] if json_file else [output]) as (overlay_part, *json_part):
-        overlay.save(overlay_part, format="PNG")
+    with written_together(files) as (overlay_part, *json_part):
+        overlay.save(overlay_part)
         for part in json_part:
             image = {"file_name": Path(photo).name, "width": picture.width, "height": picture.height}
             part.write_text(json.dumps({"image": image, "annotations": records}, indent=1) + "\n")
@@ -72,9 +72,7 @@ def as_objects(points: list, labels: list, boxes: list) -> dict[str, Any]:
 
 def everything(
     source: Annotated[str, typer.Argument(help="picture file or URL, or a folder of pictures")],
-    model: Annotated[
-        str | None, typer.Option(help="folder (exported ones, too) or Hub id; the bundled checkpoint if left out")
-    ] = None,
+    model: Model = None,
     output: Annotated[
         Path | None, typer.Option(help="overlay picture; for a folder, the folder to write into")
     ] = None,
@@ -86,14 +84,15 @@ def everything(
     crop_n_layers: Annotated[int | None, typer.Option(help="layers of crops, each twice as close")] = None,
     min_mask_region_area: Annotated[int | None, typer.Option(help="fill holes, drop islands of fewer pixels")] = None,
     strategy: Annotated[str | None, typer.Option(help='"grid", or "adaptive": no click on what was found')] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the fastest there is if left out")] = None,
+    device: Device = None,
 ) -> None:
     """Find every object of a picture, or of each picture of a folder, and draw them.
 
     What is left out is as the model's config says, or else as in segment-anything.
 
     A folder's pictures get a PNG and a JSON file each in OUTPUT (SOURCE_masks if left out), and together
-    OUTPUT/coco.json. Started again, the command goes on where it stopped.
+    OUTPUT/coco.json. Started again, the command goes on where it stopped; OUTPUT/everything.json keeps model and
+    options, and others are refused.
     """
     options = {
         "points_per_side": points_per_side,
@@ -115,14 +114,15 @@ def everything(
     if Path(source).is_dir() and json_file:
         raise ValueError("--json is for one picture: a folder's masks go to coco.json in OUTPUT")
     logging.disable_progress_bar()
-    loaded, processor = load_checkpoint(model, device=device)
+    loaded, processor = load_checkpoint(model, device=place_of(device, model))
     if not Path(source).is_dir():
         output = output or Path(f"{Path(source).stem}_everything.png")
         count = segment_file(loaded, processor, source, output, json_file, **options)
         typer.echo(f"{count} masks: {output}" + (f", {json_file}" if json_file else ""))
         return
     output = output or Path(f"{Path(source).resolve().name}_masks")
-    problems = segment_folder(loaded, processor, source, output, progress=progress_bar, **options)
+    settings = {"model": model or "default"}
+    problems = segment_folder(loaded, processor, source, output, progress_bar, settings, **options)
     for problem in problems:
         typer.echo(f"efficientsam: {problem}", err=True)
     typer.echo(f"masks of {Path(source)}: {output}")

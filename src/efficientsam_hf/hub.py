@@ -78,8 +78,8 @@ def load_checkpoint(
         dtype: Of the weights; "auto" is the checkpoint's own, but float32 on a CPU, which is slow or wrong in float16.
 
     Raises:
-        ValueError: if `source` holds another kind of model, or not all of the weights; if an exported folder's files
-            are not what was exported, or its runtime or device is not installed.
+        ValueError: if `source` holds another kind of model, or not all of the weights; if there is no such device; if
+            an exported folder's files are not what was exported, or its runtime or device is not installed.
         OSError: if there is no such folder or Hub id.
     """
     source = str(default_checkpoint() if source is None else source)
@@ -91,16 +91,44 @@ def load_checkpoint(
     found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if found != EfficientSamConfig.model_type:
         raise ValueError(f"{source} holds a model of type {found!r}, wanted {EfficientSamConfig.model_type!r}")
-    device = device or torch.accelerator.current_accelerator() or torch.device("cpu")
-    dtype = torch.float32 if dtype == "auto" and torch.device(device).type == "cpu" else dtype
+    device = find_device(device or fastest_device())
+    dtype = torch.float32 if dtype == "auto" and device.type == "cpu" else dtype
+    model = load_weights(source, dtype).to(device)
+    return model.eval(), EfficientSamProcessor.from_pretrained(source)
+
+
+def load_weights(source: str | Path, dtype: torch.dtype | str) -> EfficientSamModel:
+    """A model with all of its weights, on the CPU.
+
+    Raises:
+        ValueError: if they cannot be read, or some are missing.
+        OSError: if there is no such folder or Hub id.
+    """
     try:
         model, report = EfficientSamModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (SafetensorError, RuntimeError, pickle.UnpicklingError) as fault:
         raise ValueError(f"{source}: its weights cannot be read: {str(fault).splitlines()[0]}") from fault
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ValueError(f"{source}: wanted all weights of its config, found none for {len(missing)}, as {missing[0]}")
-    return model.to(device).eval(), EfficientSamProcessor.from_pretrained(source)
+        raise ValueError(f"{source} lacks weights: found none for {len(missing)}, as {missing[0]}")
+    return model
+
+
+def fastest_device() -> torch.device:
+    """CUDA or Apple's GPU if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device}: no such device here: {str(error).splitlines()[0]}") from error
 
 
 def save_for_hub(

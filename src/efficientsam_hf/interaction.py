@@ -50,6 +50,8 @@ class Prompt:
 def open_photo(path: str | Path, most_pixels: int) -> PIL.Image.Image:
     """A photo that somebody sent, looked at before it is decoded.
 
+    Of `most_pixels` and Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS`, the lower one counts.
+
     Raises:
         ValueError: in words for that person, without a path of this machine, if it is none or too large.
     """
@@ -61,6 +63,7 @@ def open_photo(path: str | Path, most_pixels: int) -> PIL.Image.Image:
         raise ValueError(f"{path.name} is far too large a picture") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path.name} is no picture that can be read") from error
+    most_pixels = min(most_pixels, PIL.Image.MAX_IMAGE_PIXELS or most_pixels)
     if width * height > most_pixels:
         wanted = f"{most_pixels / 1e6:.0f} megapixels"
         raise ValueError(f"{path.name} has {width} x {height} pixels, wanted at most {wanted}")

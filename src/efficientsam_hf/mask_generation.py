@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from .data.images import picture_suffixes
 from .mask_search import Crop
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import corners_of, layered_crops, nms
@@ -24,7 +24,7 @@ from .pictures_efficientsam import read_picture
 from .prediction import read_photo
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_records
-from .written_files import written_together
+from .written_files import check_outputs, keep_settings, written_together
 
 
 @torch.inference_mode()
@@ -133,20 +133,21 @@ def segment_file(
     coco: str | Path | None = None,
     **options: Any,
 ) -> int:
-    """Find the objects of a picture file or URL, draw them as a PNG, write them in COCO's format; all or nothing.
+    """Find the objects of a picture file or URL, draw them, write them in COCO's format; all or nothing.
 
     Returns:
         How many there are.
 
     Raises:
-        ValueError: for what is no picture, or an option as in `segment_everything`.
+        ValueError: for what is no picture, an option as in `segment_everything`, or a file that may not be written.
         OSError: if a file cannot be read or written.
     """
     paths = [Path(overlay), Path(coco)] if coco else [Path(overlay)]
+    check_outputs(picture, *paths)
     photo = read_photo(picture)
     with written_together(paths) as (overlay_part, *coco_part):
         records = segment_everything(model, processor, photo, **options)
-        draw_records(photo, records).save(overlay_part, format="PNG")
+        draw_records(photo, records).save(overlay_part)
         for part in coco_part:
             dataset = coco_dataset([(Path(picture).name, photo.width, photo.height, records)])
             part.write_text(json.dumps(dataset))
@@ -159,48 +160,73 @@ def segment_folder(
     folder: str | Path,
     output: str | Path,
     progress: Callable[[list[Path]], Iterable[Path]] = iter,
+    settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[str]:
     """As `segment_file` for every picture in a folder: NAME.png and NAME.json in `output`, and coco.json of all.
 
-    Pictures whose JSON file is there are not done again. `progress` gives the pictures one by one.
+    Pictures whose JSON file is there are not done again. `progress` gives the pictures one by one. `settings` are what
+    the masks depend on beside pictures and options, as the model's name; everything.json keeps them with the options.
 
     Returns:
         A line for each picture that could not be read; the others are done nevertheless.
 
     Raises:
+        FileExistsError: if somebody's files are where the masks are to be.
         ValueError: if the folder has no picture, or two whose files would have the same name, or one that would be
-            written over.
+            written over; if `output` holds masks with other settings or options.
     """
     folder, output = Path(folder), Path(output)
-    if folder.resolve() == output.resolve():
-        raise ValueError(f"the pictures of {folder} would be written over: choose another folder for the masks")
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in Image.registered_extensions())
-    names = [path.stem for path in pictures]
-    doubles = sorted({name for name in names if names.count(name) > 1})
-    if not pictures or doubles:
-        raise ValueError(f"two pictures are called {doubles[0]} in {folder}" if doubles else f"no picture in {folder}")
-    if "coco" in names:
-        raise ValueError(f"{pictures[names.index('coco')]}: coco.json will hold the masks of all, rename the picture")
+    pictures = find_names(folder, output)
+    files = [output / f"{name}{suffix}" for name in (*pictures, "coco") for suffix in (".json", ".png")]
+    there = (path for path in files if path.exists())
+    keep_settings(output / "everything.json", {**(settings or {}), "options": options}, there, "masks")
+    # Somebody's file among them is found before the work, and not after it.
+    done = {name: read_masks(output / f"{name}.json") for name in pictures if (output / f"{name}.json").exists()}
 
     def attempt(path: Path) -> str | None:
         try:
             segment_file(model, processor, path, output / f"{path.stem}.png", output / f"{path.stem}.json", **options)
+            done[path.stem] = read_masks(output / f"{path.stem}.json")
         except (ValueError, OSError) as error:
             return str(error).strip().splitlines()[0]
         return None
 
-    to_do = [path for path in pictures if not (output / f"{path.stem}.json").exists()]
+    to_do = [path for name, path in pictures.items() if name not in done]
     problems = [problem for path in progress(to_do) if (problem := attempt(path))]
-    found = []
-    for path in pictures:
-        if (output / f"{path.stem}.json").exists():
-            dataset = json.loads((output / f"{path.stem}.json").read_text())
-            (image,) = dataset["images"]
-            found.append((path.name, image["width"], image["height"], dataset["annotations"]))
+    found = [(path.name, *done[name]) for name, path in pictures.items() if name in done]
     with written_together([output / "coco.json"]) as (part,):
         part.write_text(json.dumps(coco_dataset(found)))
     return problems
+
+
+def find_names(folder: Path, output: Path) -> dict[str, Path]:
+    """A folder's pictures by the names of their files in `output`, sorted. Raises ValueError if they have none."""
+    if folder.resolve() == output.resolve():
+        raise ValueError(f"the pictures of {folder} would be written over: choose another folder for the masks")
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in picture_suffixes())
+    names = [path.stem for path in pictures]
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if not pictures or doubles:
+        raise ValueError(f"two pictures are called {doubles[0]} in {folder}" if doubles else f"no picture in {folder}")
+    for name, kept in (("coco", "the masks of all"), ("everything", "the settings")):
+        if name in names:
+            raise ValueError(f"{pictures[names.index(name)]}: {name}.json will hold {kept}, rename the picture")
+    return dict(zip(names, pictures, strict=True))
+
+
+def read_masks(path: Path) -> tuple[int, int, list[dict[str, Any]]]:
+    """Width, height and records of one picture, as `segment_file` wrote them.
+
+    Raises:
+        FileExistsError: if it is another file.
+    """
+    try:
+        dataset = json.loads(path.read_text())
+        (image,) = dataset["images"]
+        return image["width"], image["height"], dataset["annotations"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileExistsError(f"{path} is not from this command: wanted another folder, or a new one") from error
 
 
 __all__ = ["MaskGenerationSettings", "coco_dataset", "segment_everything", "segment_file", "segment_folder"]

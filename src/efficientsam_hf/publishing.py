@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from .hub import push_to_hub, save_for_hub, with_front_matter
+from .hub import load_weights, push_to_hub, save_for_hub, with_front_matter
 from .modeling_efficientsam import EfficientSamModel
 from .processing_efficientsam import EfficientSamProcessor
 
@@ -86,7 +86,7 @@ def load_folder(folder: str | Path) -> tuple[EfficientSamModel, EfficientSamProc
 
     Raises:
         FileNotFoundError: naming the part that the folder lacks.
-        ValueError: if it holds another model.
+        ValueError: if it holds another model, or its weights are damaged or not all there.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -98,11 +98,7 @@ def load_folder(folder: str | Path) -> tuple[EfficientSamModel, EfficientSamProc
     kind = (found.get("architectures") or [EfficientSamModel.__name__])[0]
     if kind != EfficientSamModel.__name__:
         raise ValueError(f"{folder} holds {kind}, wanted {EfficientSamModel.__name__} (push_to_hub takes the others)")
-    model, report = EfficientSamModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ValueError(f"{folder} lacks weights: found none for {len(missing)}, as {missing[0]}")
-    return model.eval(), EfficientSamProcessor.from_pretrained(folder)
+    return load_weights(folder, "auto").eval(), EfficientSamProcessor.from_pretrained(folder)
 
 
 def model_card(model: EfficientSamModel, folder: str | Path, repository: str, facts: CardFacts) -> str:

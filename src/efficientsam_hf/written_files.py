@@ -1,9 +1,14 @@
 """Files and folders that are there whole or not at all."""
 
+import json
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 
 @contextmanager
@@ -11,9 +16,12 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
     """Files beside the wanted ones to write to; renamed at the end if all went well, taken away if not.
 
     Raises:
+        ValueError: if two of them are one file.
         NotADirectoryError: if the place to write into is a file.
         IsADirectoryError: if the place to write is a folder.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"wanted different files to write, found {', '.join(map(str, paths))}")
     for path in paths:
         if path.parent.is_file():
             raise NotADirectoryError(f"{path.parent} is a file, wanted a folder to write {path.name} into")
@@ -28,6 +36,19 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
     finally:
         for partial in beside:
             partial.unlink(missing_ok=True)
+
+
+def check_outputs(photo: str | Path, overlay: Path, *others: Path) -> None:
+    """Refuse, before any work, to write over the photo, and an overlay of a kind that Pillow does not write.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if not overlay.is_dir() and Image.registered_extensions().get(overlay.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{overlay}: wanted the suffix of a picture, as .png or .jpg, found {overlay.suffix!r}")
+    for path in (overlay, *others):
+        if os.path.exists(photo) and path.exists() and os.path.samefile(photo, path):
+            raise ValueError(f"{path} is the photo itself: wanted another file to write")
 
 
 @contextmanager
@@ -61,3 +82,34 @@ def written_by_several(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as room:
         yield Path(room) / path.name
         (Path(room) / path.name).replace(path)
+
+
+def keep_settings(note: Path, wanted: dict[str, Any], results: Iterable[Path], kind: str) -> None:
+    """Note in a folder of results what they depend on, or check that those there depend on the same.
+
+    Args:
+        note: A JSON in that folder.
+        wanted: What they depend on, as JSON.
+        results: Files that are where results will be; without a note they are somebody's.
+        kind: What errors call the results.
+
+    Raises:
+        FileExistsError: if somebody's files are there.
+        ValueError: if the results depend on something else.
+    """
+    if not note.is_file():
+        somebodys = next(iter(results), None)
+        # Another process that began at the same time writes its note first.
+        if somebodys is not None and not note.is_file():
+            raise FileExistsError(f"{somebodys} is not from this command: wanted another folder, or a new one")
+        with written_by_several(note) as path:
+            path.write_text(json.dumps(wanted, indent=1) + "\n")
+    try:
+        found = json.loads(note.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found.keys() & wanted.keys():
+        raise FileExistsError(f"{note} is not from this command: wanted another folder, or a new one")
+    for key in {**wanted, **found}:
+        if found.get(key) != wanted.get(key):
+            raise ValueError(f"{note.parent} holds {kind} with {key} {found.get(key)!r}, wanted {wanted.get(key)!r}")

@@ -18,7 +18,14 @@ from .crops import Crop, SampleMaker
 from .packed_items import PackedItems
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# Pillow writes these, or knows them by name, but reads no pixels of them.
+UNREAD = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
 logger = logging.getLogger(__name__)
+
+
+def picture_suffixes() -> tuple[str, ...]:
+    """The suffixes, in small letters, of all pictures that Pillow reads."""
+    return tuple(suffix for suffix, kind in Image.registered_extensions().items() if kind not in UNREAD)
 
 
 class CorruptPictureError(ValueError):

@@ -21,6 +21,7 @@ class Labelme(Format):
     """labelme's JSON, a polygon for each part of a mask; parts of one mask share their `group_id`."""
 
     by_stem = True
+    patterns, taken = ("**/*.json",), ("labels", "report", "progress/*")
 
     def add(self, photo: LabelledPhoto) -> None:
         """Write NAME.json."""
@@ -49,6 +50,7 @@ class Yolo(Format):
     """Ultralytics' labels for segmentation: category's number and polygon, in parts of width and height."""
 
     by_stem = True
+    patterns = ("labels/**/*.txt", "data.yaml")
 
     def add(self, photo: LabelledPhoto) -> None:
         """Write labels/NAME.txt, a line a mask."""
@@ -76,6 +78,7 @@ class Png(Format):
     """Label maps: 0 is no object, and a small object lies over a large one."""
 
     by_stem = True
+    patterns = ("masks/**/*.png",)
 
     def add(self, photo: LabelledPhoto) -> None:
         """Write masks/NAME.png; an object's number is its place among the records, from 1 on."""

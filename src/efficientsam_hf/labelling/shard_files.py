@@ -20,6 +20,7 @@ class Coco(WholeShards):
     """A line of JSON a picture; at the end COCO's dataset of all."""
 
     place, suffix = "parts", ".jsonl"
+    patterns = ("coco.json", "parts/*.jsonl")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +69,7 @@ class Sa1b(WholeShards):
 
     suffix = ".tar"
     by_stem = True
+    patterns = ("*.tar",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +119,7 @@ class Parquet(WholeShards):
     """A row a picture, with its name, size and annotations."""
 
     suffix = ".parquet"
+    patterns = ("*.parquet",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

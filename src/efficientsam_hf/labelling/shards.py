@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..data.images import Picture
 from ..pictures_efficientsam import read_picture
-from ..written_files import written_by_several, written_together
+from ..written_files import keep_settings, written_by_several, written_together
 from .formats import FORMATS
 from .sources import Shard
-from .writing import ONE_CATEGORY, Format, LabelledPhoto
+from .writing import ONE_CATEGORY, Format, LabelledPhoto, PartlyLabelledError
 
 # Picture's name and pixels (3, H, W) -> its records, or None if it is not to be labelled.
 Labeller = Callable[[str, Tensor], list[dict[str, Any]] | None]
@@ -29,7 +29,7 @@ Labeller = Callable[[str, Tensor], list[dict[str, Any]] | None]
 
 @dataclass
 class Note:
-    """What became of a shard: counts, pictures that could not be read with the reasons, and seconds of work."""
+    """What became of a shard: counts, what could not be read or labelled with the reasons, and seconds of work."""
 
     pictures: int = 0
     masks: int = 0
@@ -42,15 +42,17 @@ class LabelFolder:
     """The folder that labels go to.
 
     Args:
-        folder: New, empty, or that of an earlier run over the same shards with the same settings.
+        folder: Without files where the labels are to be, or that of an earlier run over the same shards with the
+            same settings.
         format: One of `FORMATS`.
         shards: All of them, the same in every process.
         settings: What the labels depend on beside the pictures, such as the model's name and options; as JSON.
         categories: COCO's, of what the labeller finds.
 
     Raises:
-        ValueError: for an unknown format, for labels of other shards or settings, and if two pictures' labels would
-            have one file name.
+        FileExistsError: if somebody's files are where the labels are to be.
+        ValueError: for an unknown format, for labels of other shards or settings, and if a picture's labels would
+            have the file name of another's, or of the folder's notes.
     """
 
     def __init__(
@@ -68,25 +70,13 @@ class LabelFolder:
         self.shards = list(shards)
         self.categories = categories or ONE_CATEGORY
         if self.format.by_stem:
-            check_stems(self.shards)
-        self.write_index({"format": format, **settings, "shards": len(shards), "source": digest_of(self.shards)})
+            check_stems(self.shards, self.format)
+        noted = {"format": format, **settings, "shards": len(shards), "source": digest_of(self.shards)}
+        keep_settings(self.folder / "labels.json", noted, self.format.files_in(self.folder), "labels")
 
     def note_of(self, shard: Shard) -> Path:
         """The file whose being there says that the shard is done."""
         return self.folder / "progress" / f"{shard.name}.json"
-
-    def write_index(self, wanted: dict[str, Any]) -> None:
-        """Note what the labels are of, or check that those there are of the same."""
-        index = self.folder / "labels.json"
-        if not index.is_file():
-            with written_by_several(index) as path:
-                path.write_text(json.dumps(wanted, indent=1) + "\n")
-        found = json.loads(index.read_text())
-        for key in {**wanted, **found}:
-            if found.get(key) != wanted.get(key):
-                raise ValueError(
-                    f"{self.folder} holds labels with {key} {found.get(key)!r}, wanted {wanted.get(key)!r}"
-                )
 
     def label(
         self, label: Labeller, rank: int = 0, processes: int = 1, progress: Callable[[], Any] = lambda: None
@@ -94,7 +84,8 @@ class LabelFolder:
         """Do this process's part of the shards that are not done; gives the name of each when it is.
 
         Args:
-            label: The work on one picture. A ValueError says why a picture cannot be labelled.
+            label: The work on one picture. A ValueError says why a picture cannot be labelled, a PartlyLabelledError
+                what of it cannot.
             rank: Number of this process.
             processes: How many there are.
             progress: Called after each picture.
@@ -136,12 +127,12 @@ def label_shard(shard: Shard, writer: Format, label: Labeller, progress: Callabl
     """Label the pictures of a shard one by one."""
     note, start, stems = Note(), time.monotonic(), set()
     for picture in shard.pictures(note.skipped.append):
-        stem = str(PurePosixPath(picture.name).with_suffix(""))
         try:
+            stem = writer.stem_of(picture)
             if writer.by_stem and stem in stems:
                 raise ValueError(f"{picture.name}: its labels would have the file name of another picture's")
             content, pixels = read_upright(picture)
-            records = label(picture.name, pixels)
+            records = records_of(picture, pixels, label, note.skipped.append)
         except ValueError as error:
             note.skipped.append(" ".join(str(error).split()))
         else:
@@ -156,6 +147,19 @@ def label_shard(shard: Shard, writer: Format, label: Labeller, progress: Callabl
     writer.finish()
     note.seconds = round(time.monotonic() - start, 3)
     return note
+
+
+def records_of(
+    picture: Picture, pixels: Tensor, label: Labeller, report: Callable[[str], Any]
+) -> list[dict[str, Any]] | None:
+    """What the labeller finds; what it cannot label is said with the picture's name."""
+    try:
+        return label(picture.name, pixels)
+    except PartlyLabelledError as error:
+        report(f"{picture.name}: {error}")
+        return error.records
+    except ValueError as error:
+        raise ValueError(f"{picture.name}: {error}") from error
 
 
 def read_upright(picture: Picture) -> tuple[bytes, Tensor]:
@@ -174,12 +178,12 @@ def read_upright(picture: Picture) -> tuple[bytes, Tensor]:
     return content, read_picture(image, picture.name)
 
 
-def check_stems(shards: Sequence[Shard]) -> None:
-    """Refuse a.jpg beside a.png where that can be known without reading."""
+def check_stems(shards: Sequence[Shard], format: type[Format]) -> None:
+    """Refuse a.jpg beside a.png, and names that are taken, where that can be known without reading."""
     seen: dict[str, str] = {}
     for shard in shards:
         for picture in shard.pictures(lambda text: None) if shard.count is not None else ():
-            stem = str(PurePosixPath(picture.name).with_suffix(""))
+            stem = format.stem_of(picture)
             if stem in seen:
                 raise ValueError(f"labels of {seen[stem]} and {picture.name} would have one file name")
             seen[stem] = picture.name

@@ -14,10 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.blobs import find_blobs
-from ..data.images import SUFFIXES, Picture
+from ..data.images import Picture, picture_suffixes
 from ..data.shards import Member, WholeHeader, find_shards, is_streamed, open_shard
 
-PICTURES = (*SUFFIXES, ".tif", ".tiff")
 TARS = (".tar", ".tar.gz", ".tgz")
 Report = Callable[[str], None]
 
@@ -77,7 +76,8 @@ def find_label_shards(
 def shards_of_folder(folder: Path, pictures_per_shard: int, split: str, column: str) -> list[Shard]:
     """Runs of the folder's pictures by name; or its tars, or its parquet files, if it has no picture."""
     blobs = find_blobs(folder, "pictures")
-    pictures = [Picture(name, blob) for name, blob in sorted(blobs.items()) if name.lower().endswith(PICTURES)]
+    suffixes = picture_suffixes()
+    pictures = [Picture(name, blob) for name, blob in sorted(blobs.items()) if name.lower().endswith(suffixes)]
     tars = sorted(name for name in blobs if name.endswith(TARS))
     if not pictures and tars:
         return [shard_of_tar(str(folder / name)) for name in tars]
@@ -110,11 +110,12 @@ def tar_pictures(address: str, shard: str, report: Report) -> Iterator[Picture]:
     Raises:
         OSError: if a tar on a network ends too soon, which another try may mend; one on a disk is reported.
     """
+    suffixes = picture_suffixes()
     with closing(open_shard(address)) as file:
         try:
             with tarfile.open(fileobj=file, mode="r|*", tarinfo=WholeHeader) as archive:
                 for member in archive:
-                    if member.isfile() and member.name.lower().endswith(PICTURES):
+                    if member.isfile() and member.name.lower().endswith(suffixes):
                         content = archive.extractfile(member).read()  # type: ignore[union-attr]
                         blob = Member(Path(address), member.offset_data, member.size, content)
                         yield Picture(f"{shard}/{safe_path(member.name)}", blob)

@@ -1,14 +1,24 @@
 """What every format of labels is: a shard that is written picture by picture, and is whole or not there."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..data.images import Picture
 
 ONE_CATEGORY = [{"id": 1, "name": "object"}]
+
+
+class PartlyLabelledError(ValueError):
+    """What of a picture could not be labelled; `records` are of the rest."""
+
+    def __init__(self, message: str, records: list[dict[str, Any]]):
+        super().__init__(message)
+        self.records = records
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,9 @@ class Format:
 
     # Whether a.jpg and a.png of one folder would share a file.
     by_stem = False
+    # The files that it writes, and the stems of pictures that it has no file for.
+    patterns: ClassVar[tuple[str, ...]] = ()
+    taken: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Open what the shard is written to."""
@@ -65,6 +78,26 @@ class Format:
 
     def finish(self) -> None:
         """Make the shard visible."""
+
+    @classmethod
+    def files_in(cls, folder: Path) -> Iterator[Path]:
+        """What is where labels of this format are written, half-written files left out."""
+        for pattern in ("report.json", "progress/*.json", *cls.patterns):
+            for path in folder.glob(pattern):
+                if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+                    yield path
+
+    @classmethod
+    def stem_of(cls, picture: Picture) -> str:
+        """A picture's path among the labels, without suffix.
+
+        Raises:
+            ValueError: if its labels would be written over the folder's own notes.
+        """
+        stem = str(PurePosixPath(picture.name).with_suffix(""))
+        if any(fnmatchcase(stem, pattern) for pattern in cls.taken):
+            raise ValueError(f"{picture.name}: {stem}.json is a note on all labels, wanted another name")
+        return stem
 
     @classmethod
     def conclude(cls, folder: Path, shards: list[str], categories: list[dict[str, Any]]) -> list[Path]:

@@ -1,0 +1,112 @@
+"""The folder of labels: nothing of somebody's is written over, and no picture's labels are lost under another name."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from synthetic import make_folder, make_tar, scene_files
+
+from efficientsam_hf.labelling.formats import FORMATS
+from efficientsam_hf.labelling.shards import LabelFolder
+from efficientsam_hf.labelling.sources import find_label_shards
+from efficientsam_hf.masks_efficientsam import encode_rle
+
+JPEG = scene_files(1)["sa_0.jpg"]
+
+
+def draw_mask(name: str, pixels: torch.Tensor) -> list[dict]:
+    """A labeller without a model."""
+    mask = np.zeros(pixels.shape[1:], bool)
+    mask[4:20, 6:30] = True
+    return [{"segmentation": encode_rle(mask), "area": int(mask.sum()), "bbox": [6, 4, 24, 16]}]
+
+
+def label(source, output, format="coco") -> LabelFolder:
+    folder = LabelFolder(output, format, find_label_shards(str(source)), {})
+    list(folder.label(draw_mask))
+    folder.conclude()
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("format", "file"),
+    [
+        ("coco", "coco.json"),
+        ("coco", "parts/pictures_00000.jsonl"),
+        ("coco", "report.json"),
+        ("coco", "progress/pictures_00000.json"),
+        ("sa1b", "pictures_00000.tar"),
+        ("labelme", "a.json"),
+        ("labelme", "deep/er.json"),
+        ("yolo", "labels/a.txt"),
+        ("yolo", "data.yaml"),
+        ("png", "masks/a.png"),
+        ("parquet", "pictures_00000.parquet"),
+        ("coco", "labels.json"),
+    ],
+)
+def test_nothing_of_somebody_s_is_written_over(format, file, tmp_path):
+    folder = make_folder(tmp_path / "ds", {"images/a.jpg": JPEG, file: b'{"drawn": "by hand"}'})
+    before = contents(folder)
+    with pytest.raises(FileExistsError, match=f"ds/{file} is not from this command"):
+        label(folder / "images", folder, format)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_pictures_beside_the_labels_are_no_hindrance_and_own_labels_none(format, tmp_path):
+    folder = make_folder(tmp_path / "ds", {"images/a.jpg": JPEG, "notes.txt": b"left alone"})
+    label(folder / "images", folder, format)
+    before = contents(folder)
+    label(folder / "images", folder, format)
+    assert contents(folder) == before
+
+
+def test_a_file_that_a_kill_left_half_written_is_nobody_s(tmp_path):
+    folder = make_folder(tmp_path / "ds", {"images/a.jpg": JPEG, ".labels-x1/labels.json": b"{"})
+    assert label(folder / "images", folder, "labelme").report()[0].pictures == 1
+
+
+@pytest.mark.parametrize("name", ["report.jpg", "labels.jpg", "progress/a.jpg"])
+def test_labels_of_no_picture_take_the_place_of_a_note(name, tmp_path):
+    make_folder(tmp_path / "set", {name: JPEG, "a.jpg": JPEG})
+    note = name.removesuffix("jpg") + "json"
+    with pytest.raises(ValueError, match=f"{name}: {note} is a note on all labels, wanted another name"):
+        label(tmp_path / "set", tmp_path / "out", "labelme")
+    assert not (tmp_path / "out").exists()
+    for format in FORMATS.keys() - {"labelme"}:
+        assert label(tmp_path / "set", tmp_path / format, format).report()[0].pictures == 2
+    # In a folder, and in a tar, they are nobody's.
+    make_folder(tmp_path / "deep", {f"set/{name}": JPEG})
+    assert label(tmp_path / "deep", tmp_path / "deep_out", "labelme").report()[0].pictures == 1
+
+
+def test_of_a_stream_such_a_picture_is_skipped(tmp_path):
+    make_tar(tmp_path / "progress.tar", {"a.jpg": JPEG})
+    total, _ = label(tmp_path / "progress.tar", tmp_path / "out", "labelme").report()
+    assert total.skipped == ["progress/a.jpg: progress/a.json is a note on all labels, wanted another name"]
+    assert json.loads((tmp_path / "out" / "progress" / "progress.json").read_text())["pictures"] == 0
+
+
+def test_pictures_of_every_kind_are_labelled_as_everything_does(tmp_path):
+    picture = Image.open(io.BytesIO(JPEG))
+    names = [f"a{suffix}" for suffix in (".GIF", ".avif", ".jfif", ".jp2", ".mpo", ".tga", ".tif")]
+    names = [name for name in names if Path(name).suffix.lower() in Image.registered_extensions()]
+    (tmp_path / "set").mkdir()
+    for name in names:
+        picture.save(tmp_path / "set" / name)
+    for name in ("h.pdf", "i.h5", "notes.txt"):
+        (tmp_path / "set" / name).write_text("left alone")
+    label(tmp_path / "set", tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == names
+    make_tar(tmp_path / "t.tar", {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()})
+    assert label(tmp_path / "t.tar", tmp_path / "tar_out").report()[0].pictures == len(names)
