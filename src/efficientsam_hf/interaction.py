@@ -17,7 +17,7 @@ from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_everything, draw_segmentation, label_map
 
-SHOWN_SIDE = 800  # pixels of the longer side of what is drawn, at every click; outlines take most of its time
+SHOWN_SIDE = 800  # pixels of the longer side of what is drawn, at every click
 
 
 @dataclass(frozen=True)

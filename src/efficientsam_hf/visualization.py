@@ -1,6 +1,7 @@
 """Masks drawn over the photo they belong to, for people."""
 
 import colorsys
+import math
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any
@@ -53,9 +54,7 @@ def draw_segmentation(
     unit = max(photo.size) / 640  # Line widths grow with the photo, so that it looks alike at any size.
     picture = Image.composite(photo, photo.point(lambda value: int(value * 0.62)), as_image(np.any(masks, axis=0)))
     for index, mask in enumerate(masks):
-        color = COLORS[index % len(COLORS)]
-        picture.paste(color, mask=as_image(mask).point(lambda value: int(value * opacity)))
-        outline_mask(picture, as_image(mask), color, unit)
+        paint_mask(picture, as_image(mask), COLORS[index % len(COLORS)], opacity, unit)
     draw = ImageDraw.Draw(picture)
     for index, box in enumerate(boxes):
         draw.rectangle(tuple(box), outline=WHITE, width=round(3 * unit) or 1)
@@ -91,8 +90,7 @@ def draw_everything(
         if (box := area.getbbox()) is None:
             continue
         # Around the mask alone: most are small, and there may be hundreds.
-        left, top = max(x + box[0] - 1, 0), max(y + box[1] - 1, 0)
-        right, bottom = min(x + box[2] + 1, photo.width), min(y + box[3] + 1, photo.height)
+        left, top, right, bottom = near((x + box[0], y + box[1], x + box[2], y + box[3]), 1, photo.size)
         area, box = area.crop((left - x, top - y, right - x, bottom - y)), (left, top, right, bottom)
         under = photo.crop(box)
         # Over the photo, not over the larger masks below, or colours would pile up to brown.
@@ -129,12 +127,37 @@ def as_image(mask: np.ndarray) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-def outline_mask(picture: Image.Image, mask: Image.Image, color: tuple[int, int, int], unit: float) -> None:
-    """A soft white line around the mask with its colour inside."""
-    for width, ink in ((4, WHITE), (2, color)):
-        reach = max(1, round(width * unit / 2))
-        edge = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(2 * reach + 1)), mask)
-        picture.paste(ink, mask=edge.filter(ImageFilter.GaussianBlur(0.6 * unit)))
+def paint_mask(
+    picture: Image.Image, mask: Image.Image, color: tuple[int, int, int], opacity: float, unit: float
+) -> None:
+    """The mask in its colour, outlined in it, with a soft white line around that."""
+    if (box := mask.getbbox()) is None:
+        return
+    soft = 0.6 * unit
+    reaches = [max(1, round(width * unit / 2)) for width in (4, 2)]
+    # Nothing is drawn beyond the wider line and the three passes of the blur.
+    box = near(box, max(reaches) + 3 * math.ceil(soft), picture.size)
+    mask = mask.crop(box)
+    picture.paste(color, box, mask.point(lambda value: int(value * opacity)))
+    for reach, ink in zip(reaches, (WHITE, color), strict=True):
+        edge = ImageChops.subtract(widened(mask, reach), mask)
+        picture.paste(ink, box, edge.filter(ImageFilter.GaussianBlur(soft)))
+
+
+def near(box: tuple[int, int, int, int], reach: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) with so many pixels around it, as far as a picture of this size has them."""
+    left, top, right, bottom = box
+    return max(left - reach, 0), max(top - reach, 0), min(right + reach, size[0]), min(bottom + reach, size[1])
+
+
+def widened(mask: Image.Image, reach: int) -> Image.Image:
+    """A mask of 0 and 255 with what lies at most `reach` (up to 254) pixels beside it, as Pillow's MaxFilter gives it.
+
+    In time that does not grow with the reach: where an average is above 0, something is near.
+    """
+    for direction in ((reach, 0), (0, reach)):
+        mask = mask.filter(ImageFilter.BoxBlur(direction)).point(lambda value: 255 * (value > 0))
+    return mask
 
 
 def mark_point(picture: Image.Image, point: Sequence[float], color: tuple[int, int, int], unit: float) -> None:
