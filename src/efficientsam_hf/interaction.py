@@ -191,7 +191,7 @@ class PhotoSession:
     def chosen(self) -> np.ndarray | None:
         """The chosen mask (H, W), or all objects' together; None if nothing was asked."""
         if self.records:
-            return np.any([decode_rle(record["segmentation"]).numpy() for record in self.records], axis=0)
+            return np.asarray(label_map(self.records, self.photo.size)) > 0
         return None if self.answer is None else self.answer.masks[0, self.choice].cpu().numpy()
 
     def resized(self, mask: np.ndarray) -> np.ndarray:
@@ -213,19 +213,20 @@ class PhotoSession:
         Raises:
             ValueError: if nothing was found yet.
         """
-        mask = self.chosen()
-        if mask is None:
+        if self.answer is None and not self.records:
             raise ValueError("there is no mask yet: click on something first")
         path = Path(folder) / f"{self.stem}_{kind}.{'json' if kind == 'coco' else 'png'}"
         if kind == "coco":
             found = [(f"{self.stem}.jpg", *self.photo.size, self.records or self.chosen_records())]
             path.write_text(json.dumps(coco_dataset(found)))
-        elif kind == "cutout":
-            cutout = self.photo.convert("RGBA")
-            cutout.putalpha(PIL.Image.fromarray(mask.astype(np.uint8) * 255))
-            cutout.save(path)
-        else:
-            (label_map(self.records, self.photo.size) if self.records else PIL.Image.fromarray(mask)).save(path)
+        elif kind == "mask" and self.records:
+            label_map(self.records, self.photo.size).save(path)
+        elif (mask := self.chosen()) is not None:
+            picture = PIL.Image.fromarray(mask)
+            if kind == "cutout":
+                alpha, picture = picture.convert("L"), self.photo.convert("RGBA")
+                picture.putalpha(alpha)
+            picture.save(path)
         return path
 
     def chosen_records(self) -> list[dict[str, Any]]:

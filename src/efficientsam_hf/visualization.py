@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from .mask_drawing import decode_box
-from .masks_efficientsam import decode_rle
 
 # Bright, far apart in hue and for colour-blind eyes too (after Okabe and Ito, 2008), repeated when they run out.
 COLORS = [
@@ -113,12 +112,13 @@ def label_map(records: Sequence[dict[str, Any]], size: tuple[int, int]) -> Image
     """Masks as numbers in one picture of 16 bits: 0 is no object, and a small object lies over a large one.
 
     Args:
-        records: With `segmentation` and `area`; an object's number is its place among them, from 1 on.
+        records: With `segmentation`, `bbox` and `area`; an object's number is its place among them, from 1 on.
         size: Width and height.
     """
     labels = np.zeros(size[::-1], dtype=np.uint16)
     for number in sorted(range(min(len(records), MOST_OBJECTS)), key=lambda n: -records[n]["area"]):
-        labels[decode_rle(records[number]["segmentation"]).numpy()] = number + 1
+        x, y, width, height = bbox = records[number]["bbox"]
+        labels[y : y + height, x : x + width][decode_box(records[number]["segmentation"], bbox)] = number + 1
     return Image.fromarray(labels)
 
 
