@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from .cpu_threads import in_order
@@ -74,19 +76,20 @@ class SegmentationStream:
 
         Args:
             requests: Pictures of any kind, a file's name or a film's frame, each with its prompts: `points`, `labels`
-                and `boxes` as `segment` takes them.
+                and `boxes` as `segment` takes them. One array may hold every frame.
 
         Yields:
             What `segment` answers to each.
 
         Raises:
-            ValueError: for a picture or a prompt that cannot be read, once the answers before its batch are given.
+            ValueError: for a picture or a prompt that cannot be read, once all answers before it are given, as for any
+                error of the requests themselves; for a prompt that cannot be meant, once those before its batch are.
         """
         with ThreadPoolExecutor(self.readers) as pool:
-            read = in_order(pool, read_request, requests, self.batch_size * self.ahead)
+            read = in_order(pool, read_request, map(as_it_is_now, requests), self.batch_size * self.ahead)
             waiting: tuple[Staged, Any] | None = None
             try:
-                while batch := list(islice(read, self.batch_size)):
+                for batch in batches(read, self.batch_size):
                     staged = self.stage(batch)
                     # On a GPU this only starts the work, which then goes on while the answers before it are taken.
                     before, waiting = waiting, (staged, self.compute(staged))
@@ -138,14 +141,46 @@ class SegmentationStream:
             yield Segmentation(drawn, own, outputs.image_embeddings[place])
 
 
-def read_request(request: tuple[Any, dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
-    """A picture and its prompts -> its pixels (3, H, W), and the prompts with a list for each object."""
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of so many items, the last perhaps of fewer; what comes before an error is given before it."""
+    batch: list[Any] = []
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+def as_it_is_now(request: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+    """A picture, and its prompts with a list for each object, whatever the caller writes over afterwards."""
     picture, prompts = request
     unknown = sorted(set(prompts) - set(PROMPTS))
     if unknown:
         raise ValueError(f"unknown prompt {unknown[0]!r}, wanted {', '.join(PROMPTS)}")
     lists = {name: one_image(prompts.get(name), depth) for name, depth in PROMPTS.items()}
-    return read_picture(picture), {name: value and value[0] for name, value in lists.items()}
+    return kept(picture), {name: value and value[0] for name, value in lists.items()}
+
+
+def kept(picture: Any) -> Any:
+    """A copy of what is in memory, and of the frame that a file of several shows; other files are left to be read."""
+    if isinstance(picture, Tensor):
+        return picture.clone()
+    if isinstance(picture, ImageFile) and not getattr(picture, "is_animated", False):
+        return picture
+    return picture.copy() if isinstance(picture, np.ndarray | Image) else picture
+
+
+def read_request(request: tuple[Any, dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
+    """A picture's pixels (3, H, W), and its prompts."""
+    picture, prompts = request
+    return read_picture(picture), prompts
 
 
 def pinned(picture: Tensor) -> Tensor:

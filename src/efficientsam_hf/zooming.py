@@ -55,9 +55,9 @@ class Pointed:
         return [point for point, label in zip(self.points, self.labels, strict=True) if label == 1]
 
     def region(self, mask: Tensor) -> list[float] | None:
-        """The box around the object: the one that is given, or else that of a mask (H, W), and its clicks.
+        """The box around the object: the given one, cut to the picture, or else that of a mask (H, W); and its clicks.
 
-        Cut at the picture's edges; None without either: a click alone says nothing of the object's size.
+        None without either: a click alone says nothing of the object's size.
         """
         if not self.box and not mask.any():
             return None
