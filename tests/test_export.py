@@ -103,6 +103,8 @@ def test_segment_takes_a_folder_in_the_place_of_a_model(tiny, tiny_processor, ex
     assert agreement(found.masks.float() - 0.5, wanted.masks.float() - 0.5) > 0.999
     again = segment(exported, tiny_processor, photo, **prompts, image_embeddings=found.image_embeddings)
     assert torch.equal(again.masks, found.masks)
+    rounded = segment(exported, tiny_processor, photo, **prompts, image_embeddings=found.image_embeddings.half())
+    assert rounded.image_embeddings.dtype == torch.float32
 
 
 def test_segment_everything_takes_one_too(tiny, tiny_processor, exported, photo):

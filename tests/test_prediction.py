@@ -71,6 +71,15 @@ def test_a_second_click_on_the_stored_embedding(model, processor, photo, monkeyp
     assert torch.equal(second.masks, fresh.masks)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_embedding_of_another_precision(model, processor, photo, dtype):
+    known = segment(model, processor, photo, points=[[24, 20]]).image_embeddings.to(dtype)
+    found = segment(model, processor, photo, points=[[60, 35]], image_embeddings=known)
+    wanted = segment(model, processor, photo, points=[[60, 35]], image_embeddings=known.float())
+    assert torch.equal(found.scores, wanted.scores)
+    assert found.image_embeddings.dtype == model.dtype
+
+
 def test_records_are_what_they_say(model, processor, photo):
     answer = segment(model, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
     records = json.loads(json.dumps(answer.records()))

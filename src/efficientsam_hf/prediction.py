@@ -113,7 +113,8 @@ def segment(
         labels: 1 on the object, 0 on the background, nested like `points` without the last level; all 1 if left out.
         boxes: One box [x0, y0, x1, y1], or a list of them, one an object. With `points`, box and clicks of the same
             place in the lists describe the same object; None stands for what an object does not have.
-        image_embeddings: Of an earlier answer on the same photo; saves the encoder's work.
+        image_embeddings: Of an earlier answer on the same photo, from any device and of any precision; saves the
+            encoder's work.
         zoom: Look closer: ask once more on a crop around each object, so many times as wide and high as its box or
             first mask, wherever that shows it larger. Costs the encoder's work once an object. 0: do not; None: as
             the model's config says in `zoom`.
@@ -136,6 +137,7 @@ def segment(
     pictures: dict[str, Any] = {"images": [picture], "device": model.device}
     if image_embeddings is not None:
         pictures = {"original_sizes": [[height, width]]}
+        image_embeddings = image_embeddings.to(model.device, model.dtype)
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes, objects = inputs.pop("original_sizes"), pointed_at(points, labels, boxes, shown)
     if zoom and all(pointed.points or pointed.box for pointed in objects):
