@@ -164,7 +164,9 @@ def test_downloads_are_the_chosen_mask(session, parts, photo, tmp_path):
     paths = [session.save(kind, tmp_path) for kind in ("mask", "coco", "cutout")]
     assert [path.name for path in paths] == ["cup_mask.png", "cup_coco.json", "cup_cutout.png"]
     assert np.array_equal(np.asarray(Image.open(paths[0])) > 0, mask)
-    (record,) = json.loads(paths[1].read_text())["annotations"]
+    dataset = json.loads(paths[1].read_text())
+    (image,), (record,) = dataset["images"], dataset["annotations"]
+    assert (image["file_name"], image["width"], image["height"]) == ("cup.jpeg", 80, 48)
     assert np.array_equal(decode_rle(record["segmentation"]).numpy(), mask)
     assert record["predicted_iou"] == round(session.scores[1], 4)
     cutout = np.asarray(Image.open(paths[2]))

@@ -75,12 +75,12 @@ class PhotoSession:
 
     Args:
         photo: In RGB.
-        name: Of its file; downloads are called after it.
+        name: Of its file, which COCO's JSON gives; downloads are called after it.
     """
 
-    def __init__(self, photo: PIL.Image.Image, name: str = "photo"):
+    def __init__(self, photo: PIL.Image.Image, name: str = "photo.jpg"):
         self.photo = photo
-        self.stem = Path(name).stem
+        self.name = Path(name).name
         self.scale = SHOWN_SIDE / max(photo.size)
         width, height = (max(1, round(side * self.scale)) for side in photo.size)
         self.shown = photo.resize((width, height), PIL.Image.Resampling.BICUBIC)
@@ -215,9 +215,9 @@ class PhotoSession:
         """
         if self.answer is None and not self.records:
             raise ValueError("there is no mask yet: click on something first")
-        path = Path(folder) / f"{self.stem}_{kind}.{'json' if kind == 'coco' else 'png'}"
+        path = Path(folder) / f"{Path(self.name).stem}_{kind}.{'json' if kind == 'coco' else 'png'}"
         if kind == "coco":
-            found = [(f"{self.stem}.jpg", *self.photo.size, self.records or self.chosen_records())]
+            found = [(self.name, *self.photo.size, self.records or self.chosen_records())]
             path.write_text(json.dumps(coco_dataset(found)))
         elif kind == "mask" and self.records:
             label_map(self.records, self.photo.size).save(path)
