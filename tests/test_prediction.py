@@ -7,7 +7,7 @@ import torch
 from conftest import make_model, tiny_config
 from PIL import Image
 
-from efficientsam_hf import EfficientSamProcessor, draw_segmentation, segment, to_supervision
+from efficientsam_hf import EfficientSamProcessor, draw_segmentation, read_photo, segment, to_supervision
 from efficientsam_hf.masks_efficientsam import decode_rle
 
 
@@ -98,6 +98,16 @@ def test_paths_and_pictures_alike(model, processor, photo, tmp_path):
         for source in (photo, Image.fromarray(photo), tmp_path / "photo.png", str(tmp_path / "photo.png"))
     ]
     assert all(torch.equal(answers[0], other) for other in answers[1:])
+
+
+def test_a_photo_of_floats(model, processor, photo):
+    floats = photo.astype(np.float32)
+    for source in (floats / 255, torch.from_numpy(photo.astype(np.float64) / 255)):
+        assert np.array_equal(np.asarray(read_photo(source)), photo)
+    for read in (read_photo, lambda source: segment(model, processor, source, points=[[24, 20]])):
+        for wrong in (floats, floats - 300, floats * np.nan, Image.fromarray(floats[..., 0])):
+            with pytest.raises(ValueError, match="floats want 0 to 1, found"):
+                read(wrong)
 
 
 def test_labels_that_the_weights_never_learnt(processor, model, photo):

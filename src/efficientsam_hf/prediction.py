@@ -14,7 +14,7 @@ from torch import Tensor
 from .interchange import to_supervision
 from .masks_efficientsam import as_booleans, encode_rle, masks_to_boxes, rank_masks
 from .modeling_efficientsam import EfficientSamModel
-from .pictures_efficientsam import read_picture
+from .pictures_efficientsam import read_picture, rescale_pixels
 from .processing_efficientsam import EfficientSamProcessor
 from .prompts_efficientsam import NO_BOX
 from .visualization import draw_segmentation
@@ -216,11 +216,12 @@ def read_photo(source: Any) -> Image.Image:
         source: PIL picture, array, tensor, path or URL.
 
     Raises:
-        ValueError: if it is no picture.
+        ValueError: if it is no picture, such as floats outside of 0 to 1.
         FileNotFoundError: if there is no such file.
     """
     pixels = read_picture(source)
-    pixels = (pixels * 255).round() if pixels.is_floating_point() else pixels
+    if pixels.is_floating_point():
+        pixels = (rescale_pixels(pixels, 1, "the picture") * 255).round()
     return Image.fromarray(pixels.byte().permute(1, 2, 0).numpy())
 
 
