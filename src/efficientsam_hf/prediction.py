@@ -16,7 +16,7 @@ from .masks_efficientsam import as_booleans, encode_rle, masks_to_boxes, rank_ma
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture, rescale_pixels
 from .processing_efficientsam import EfficientSamProcessor
-from .prompts_efficientsam import NO_BOX
+from .prompts_efficientsam import NO_BOX, one_image
 from .visualization import draw_segmentation
 from .zooming import Pointed, look_closer
 
@@ -129,9 +129,11 @@ def segment(
     """
     picture, zoom = read_picture(image), find_zoom(model, zoom)
     height, width = picture.shape[-2:]
-    points, labels, boxes = one_image(points, 3), one_image(labels, 2), one_image(boxes, 2)
+    points, labels = one_image(points, "input_points"), one_image(labels, "input_labels")
+    boxes = one_image(boxes, "input_boxes")
     shown = None if masks is None else earlier_masks(masks, (height, width))
-    prompts = {"input_points": points, "input_labels": labels, "input_boxes": boxes}
+    objects = pointed_at(points, labels, boxes, shown)
+    prompts: dict[str, Any] = {"input_points": points, "input_labels": labels, "input_boxes": boxes}
     prompts["input_masks"] = None if shown is None else shown[None]
     # A picture is stretched where the model is.
     pictures: dict[str, Any] = {"images": [picture], "device": model.device}
@@ -139,7 +141,7 @@ def segment(
         pictures = {"original_sizes": [[height, width]]}
         image_embeddings = image_embeddings.to(model.device, model.dtype)
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
-    sizes, objects = inputs.pop("original_sizes"), pointed_at(points, labels, boxes, shown)
+    sizes = inputs.pop("original_sizes")
     if zoom and all(pointed.points or pointed.box for pointed in objects):
         # What a closer look shows no larger is found as well without the mask (docs/benchmarks.md).
         inputs.pop("input_masks", None)
@@ -223,28 +225,3 @@ def read_photo(source: Any) -> Image.Image:
     if pixels.is_floating_point():
         pixels = (rescale_pixels(pixels, 1, "the picture") * 255).round()
     return Image.fromarray(pixels.byte().permute(1, 2, 0).numpy())
-
-
-def one_image(prompt: Any, depth: int) -> list | None:
-    """One object's prompt, or several objects' (`depth` levels of nesting), as a list for one image."""
-    if prompt is None:
-        return None
-    prompt = as_lists(prompt)
-    nobody_has_it = isinstance(prompt, list) and bool(prompt) and all(part is None or part == [] for part in prompt)
-    return [prompt] if nobody_has_it or nesting(prompt) >= depth else [[prompt]]
-
-
-def as_lists(value: Any) -> Any:
-    """Arrays, tensors, tuples and lists in any nesting, as lists."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return [as_lists(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def nesting(value: Any) -> int:
-    """How deeply lists lie in each other, counted where they lie deepest."""
-    if hasattr(value, "ndim"):
-        return int(value.ndim)
-    if not isinstance(value, list | tuple):
-        return 0
-    return 1 + max(map(nesting, value), default=0)

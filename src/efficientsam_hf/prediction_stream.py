@@ -17,11 +17,12 @@ from torch import Tensor
 
 from .cpu_threads import in_order
 from .pictures_efficientsam import read_picture
-from .prediction import Segmentation, ask_closer, best_first, find_zoom, one_image, pointed_at
+from .prediction import Segmentation, ask_closer, best_first, find_zoom, pointed_at
 from .processing_efficientsam import EfficientSamProcessor
+from .prompts_efficientsam import one_image
 from .zooming import Pointed
 
-PROMPTS = {"points": 3, "labels": 2, "boxes": 2}  # how deep each argument of `segment` is nested, for several objects
+PROMPTS = ("points", "labels", "boxes")  # arguments of `segment`; the processor's are called input_...
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def as_it_is_now(request: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, An
     unknown = sorted(set(prompts) - set(PROMPTS))
     if unknown:
         raise ValueError(f"unknown prompt {unknown[0]!r}, wanted {', '.join(PROMPTS)}")
-    lists = {name: one_image(prompts.get(name), depth) for name, depth in PROMPTS.items()}
+    lists = {name: one_image(prompts.get(name), f"input_{name}") for name in PROMPTS}
     return kept(picture), {name: value and value[0] for name, value in lists.items()}
 
 
