@@ -198,7 +198,7 @@ def test_an_answer_says_what_it_is(processor, model, photo):
 def test_show_draws_the_best_masks(processor, model, photo, tmp_path):
     box = [10, 8, 40, 30]
     answer = segment(model, processor, photo, boxes=box)
-    drawn = answer.show(photo, boxes=[box])
+    drawn = answer.show(photo, boxes=box)
     assert drawn == draw_segmentation(photo, answer.masks[:, 0].numpy(), boxes=[box])
     Image.fromarray(photo).save(tmp_path / "photo.png")
     assert answer.show(tmp_path / "photo.png", boxes=[box]) == drawn

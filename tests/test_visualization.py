@@ -83,6 +83,29 @@ def test_labels_of_any_kind(photo, masks, kind):
         assert found == wanted
 
 
+SAME_PROMPTS = {
+    "a flat box": ({"boxes": [10, 8, 40, 30]}, {"boxes": [[10, 8, 40, 30]]}),
+    "labels of None": ({"points": [[20, 20]], "labels": None}, {"points": [[20, 20]], "labels": [1]}),
+    "several objects": (
+        {"points": [[[20, 20]], [[60, 8], [62, 9]]], "labels": [[1], [0, 1]]},
+        {"points": [[20, 20], [60, 8], [62, 9]], "labels": [1, 0, 1]},
+    ),
+    "arrays": ({"points": np.array([[20, 20]]), "boxes": np.ones((0, 4))}, {"points": [[20, 20]]}),
+    "nothing": ({"points": [], "boxes": []}, {}),
+    "padding": ({"points": [[20, 20], [-1, -1]], "labels": [1, -1], "boxes": [[-1] * 4]}, {"points": [[20, 20]]}),
+}
+
+
+@pytest.mark.parametrize(("prompts", "same"), SAME_PROMPTS.values(), ids=SAME_PROMPTS)
+def test_prompts_are_taken_as_segment_takes_them(photo, masks, prompts, same):
+    assert draw_segmentation(photo, masks, **prompts) == draw_segmentation(photo, masks, **same)
+
+
+def test_a_box_has_its_objects_colour(photo, masks):
+    drawn = draw_segmentation(photo, masks, points=[[[20, 20]], None], boxes=[[4, 4, 36, 36], [46, 5, 76, 22]])
+    assert (drawn.getpixel((20, 36)), drawn.getpixel((60, 22))) == tuple(COLORS[:2])
+
+
 def test_masks_of_a_device_are_brought_from_there(photo, masks):
     class Elsewhere:
         """Like a tensor of a GPU: NumPy cannot read it."""

@@ -185,7 +185,7 @@ class PhotoSession:
         if mask is None:
             return self.shown
         points = [(x * self.scale, y * self.scale) for x, y in self.prompt.points]
-        boxes = [[side * self.scale for side in self.prompt.box]] if self.prompt.box else []
+        boxes = [side * self.scale for side in self.prompt.box or ()]
         return draw_segmentation(self.shown, self.resized(mask)[None], points, self.prompt.labels, boxes, opacity)
 
     def chosen(self) -> np.ndarray | None:

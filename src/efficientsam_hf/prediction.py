@@ -51,20 +51,22 @@ class Segmentation:
         head = "<tr><th>object</th><th>predicted IoU</th><th>pixels</th><th>x, y, width, height</th></tr>"
         return f"<p>{html.escape(repr(self))}</p><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
-    def show(self, photo: Any, points: Any = (), labels: Any = (), boxes: Any = (), opacity: float = 0.45) -> Any:
+    def show(
+        self, photo: Any, points: Any = None, labels: Any = None, boxes: Any = None, opacity: float = 0.45
+    ) -> Image.Image:
         """The best mask of each object drawn on its photo, as a PIL picture, which a notebook shows by itself.
 
         Args:
             photo: What was segmented: PIL picture, array, tensor, path or URL.
-            points: Clicks to draw on top, [[x, y], ...].
-            labels: Of the clicks, as in `draw_segmentation`.
-            boxes: To draw on top.
+            points: Clicks to draw on top, as `segment` takes them.
+            labels: Of the clicks.
+            boxes: To draw on top, as `segment` takes them.
             opacity: Of the colours, 0 to 1.
 
         Raises:
             ValueError: for a photo of another size.
         """
-        return draw_segmentation(read_photo(photo), self.masks[:, 0].cpu().numpy(), points, labels, boxes, opacity)
+        return draw_segmentation(read_photo(photo), self.masks[:, 0], points, labels, boxes, opacity)
 
     def to_supervision(self) -> Any:
         """The best mask of each object as `supervision.Detections`, see `to_supervision`."""

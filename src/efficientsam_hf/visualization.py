@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from .mask_drawing import decode_box
+from .prompts_efficientsam import NO_BOX, NO_POINT, gather_prompts, one_image
 
 # Bright, far apart in hue and for colour-blind eyes too (after Okabe and Ito, 2008), repeated when they run out.
 COLORS = [
@@ -28,9 +29,9 @@ FOREGROUND, BACKGROUND, WHITE = (46, 213, 115), (235, 59, 60), (255, 255, 255)
 def draw_segmentation(
     photo: Image.Image | np.ndarray,
     masks: Any,
-    points: Sequence[Sequence[float]] = (),
-    labels: Sequence[float] = (),
-    boxes: Sequence[Sequence[float]] = (),
+    points: Any = None,
+    labels: Any = None,
+    boxes: Any = None,
     opacity: float = 0.45,
 ) -> Image.Image:
     """The photo with each mask in a colour of its own, outlined, the rest dimmed, and the prompts on top.
@@ -38,13 +39,13 @@ def draw_segmentation(
     Args:
         photo: H x W, RGB.
         masks: (N, H, W), booleans; tensors may lie on any device.
-        points: Clicks x, y in pixels.
-        labels: 1 draws a click in green, 0 in red; all green if left out.
-        boxes: x0, y0, x1, y1 in pixels.
+        points: Clicks as `segment` takes them, one object's or several objects'.
+        labels: As there; 1 draws a click in green, 0 in red; all green if left out.
+        boxes: As there, each in its object's colour.
         opacity: Of the colours, 0 to 1.
 
     Raises:
-        ValueError: if photo and masks differ in size.
+        ValueError: if photo and masks differ in size, or points and labels in number.
     """
     photo = (photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
     masks = np.asarray(masks.cpu() if hasattr(masks, "cpu") else masks, dtype=bool)
@@ -55,13 +56,16 @@ def draw_segmentation(
     for index, mask in enumerate(masks):
         paint_mask(picture, as_image(mask), COLORS[index % len(COLORS)], opacity, unit)
     draw = ImageDraw.Draw(picture)
-    for index, box in enumerate(boxes):
-        draw.rectangle(tuple(box), outline=WHITE, width=round(3 * unit) or 1)
-        draw.rectangle(
-            tuple(box), outline=COLORS[(index + bool(len(points))) % len(COLORS)], width=round(2 * unit) or 1
-        )
-    for point, label in zip(points, labels if len(labels) else [1] * len(points), strict=True):
-        mark_point(picture, point, FOREGROUND if label else BACKGROUND, unit)
+    given = {"input_points": points, "input_labels": labels, "input_boxes": boxes}
+    (prompts,) = gather_prompts(*(one_image(prompt, name) for name, prompt in given.items()), images=1)
+    for index, prompt in enumerate(prompts):
+        if prompt.box and prompt.box != NO_BOX:
+            draw.rectangle(prompt.box, outline=WHITE, width=round(3 * unit) or 1)
+            draw.rectangle(prompt.box, outline=COLORS[index % len(COLORS)], width=round(2 * unit) or 1)
+    for prompt in prompts:
+        for point, label in zip(prompt.points, prompt.labels, strict=True):
+            if label != NO_POINT:
+                mark_point(picture, point, FOREGROUND if label else BACKGROUND, unit)
     return picture
 
 
