@@ -56,6 +56,37 @@ def test_what_no_object_has_may_stand_in_the_lists(model, processor, photo, noth
     assert torch.equal(segment(model, processor, photo, points=[[[24, 20]]], boxes=[nothing]).masks, wanted.masks)
 
 
+@pytest.mark.parametrize("zoom", [0, 2.0])
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {"boxes": []},
+        {"points": []},
+        {"points": [], "labels": [], "boxes": []},
+        {"boxes": np.zeros((0, 4))},
+        {"masks": torch.zeros(0, 48, 80, dtype=torch.bool)},
+        {"boxes": [], "masks": np.zeros((0, 48, 80), bool)},
+    ],
+)
+def test_empty_lists_are_answered_with_no_objects(model, processor, photo, prompts, zoom):
+    found, some = (segment(model, processor, photo, **given, zoom=zoom) for given in (prompts, {"points": [[24, 20]]}))
+    assert found.masks.shape == (0, 3, 48, 80)
+    assert found.masks.dtype == torch.bool
+    assert found.scores.shape == (0, 3)
+    assert torch.equal(found.image_embeddings, some.image_embeddings)
+    assert found.records() == []
+    assert repr(found) == "Segmentation(0 objects, 3 masks each, 48 x 80, best scores: )"
+    assert found._repr_html_().count("<tr>") == 1
+    assert found.show(photo, boxes=[]) == draw_segmentation(photo, np.zeros((0, 48, 80), bool))
+    again = segment(model, processor, photo, **prompts, zoom=zoom, image_embeddings=found.image_embeddings)
+    assert again.masks.shape == found.masks.shape
+
+
+def test_no_prompt_at_all_is_an_error(model, processor, photo):
+    with pytest.raises(ValueError, match="got no prompt"):
+        segment(model, processor, photo)
+
+
 def test_objects_together_are_as_each_alone(model, processor, photo):
     both = segment(model, processor, photo, points=[[[24, 20]], None], boxes=[None, [50, 28, 74, 44]])
     click = segment(model, processor, photo, points=[[24, 20]])

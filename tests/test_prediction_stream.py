@@ -68,6 +68,22 @@ def test_batches_do_not_matter(stream, requests, batch_size):
         assert torch.allclose(answer.scores, one.scores, atol=1e-5)
 
 
+@pytest.mark.parametrize("zoom", [0, 1.0])
+def test_frames_without_objects_are_answered_with_none(stream, requests, photo, zoom):
+    stream = SegmentationStream(stream.model, stream.processor, batch_size=2, zoom=zoom)
+    nothing = [(photo, {"boxes": []}), (photo, {"points": np.zeros((0, 2))}), (photo, {"points": [], "boxes": []})]
+    wanted, found = stream(requests), stream([*nothing, *requests, *nothing])
+    for answer in [next(found) for _ in nothing]:
+        assert answer.masks.shape == (0, 3, 48, 80)
+        assert answer.scores.shape == (0, 3)
+        assert answer.image_embeddings.shape == (1, 16, 4, 4)
+    for one in wanted:
+        assert torch.allclose(next(found).scores, one.scores, atol=1e-5)
+    assert [len(answer.masks) for answer in found] == [0, 0, 0]
+    with pytest.raises(ValueError, match="found no prompt, wanted points, labels, boxes, or an empty list"):
+        list(stream([*requests, (photo, {})]))
+
+
 def test_pictures_are_taken_as_they_are_needed(stream, photo):
     taken = []
 

@@ -20,6 +20,8 @@ from .prompts_efficientsam import NO_BOX, one_image
 from .visualization import draw_segmentation
 from .zooming import Pointed, look_closer
 
+NOBODY = {"points": [[[-1, -1]]], "labels": [[-1]]}  # what a picture without objects is asked: a click that is none
+
 
 @dataclass(frozen=True, repr=False)
 class Segmentation:
@@ -113,8 +115,9 @@ def segment(
         image: PIL picture, array, tensor, path or URL.
         points: One object's clicks, [[x, y], ...] in pixels of the photo; or a list of that, one entry an object.
         labels: 1 on the object, 0 on the background, nested like `points` without the last level; all 1 if left out.
-        boxes: One box [x0, y0, x1, y1], or a list of them, one an object. With `points`, box and clicks of the same
-            place in the lists describe the same object; None stands for what an object does not have.
+        boxes: One box [x0, y0, x1, y1], or a list of them, one an object; an empty list is answered with no objects.
+            With `points`, box and clicks of the same place in the lists describe the same object; None stands for what
+            an object does not have.
         image_embeddings: Of an earlier answer on the same photo, from any device and of any precision; saves the
             encoder's work.
         zoom: Look closer: ask once more on a crop around each object, so many times as wide and high as its box or
@@ -134,21 +137,25 @@ def segment(
     points, labels = one_image(points, "input_points"), one_image(labels, "input_labels")
     boxes = one_image(boxes, "input_boxes")
     shown = None if masks is None else earlier_masks(masks, (height, width))
-    objects = pointed_at(points, labels, boxes, shown)
     prompts: dict[str, Any] = {"input_points": points, "input_labels": labels, "input_boxes": boxes}
     prompts["input_masks"] = None if shown is None else shown[None]
+    given = [prompt[0] for prompt in prompts.values() if prompt is not None]
+    if nobody := bool(given) and not any(map(len, given)):
+        prompts = {f"input_{name}": [prompt] for name, prompt in NOBODY.items()}
     # A picture is stretched where the model is.
     pictures: dict[str, Any] = {"images": [picture], "device": model.device}
     if image_embeddings is not None:
         pictures = {"original_sizes": [[height, width]]}
         image_embeddings = image_embeddings.to(model.device, model.dtype)
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
-    sizes = inputs.pop("original_sizes")
+    sizes, objects = inputs.pop("original_sizes"), pointed_at(points, labels, boxes, shown)
     if zoom and all(pointed.points or pointed.box for pointed in objects):
         # What a closer look shows no larger is found as well without the mask (docs/benchmarks.md).
         inputs.pop("input_masks", None)
     outputs = model(**inputs, image_embeddings=image_embeddings)
     low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config.rank_by_stability)
+    if nobody:
+        low_resolution, scores = low_resolution[:, :0], scores[:, :0]
     found, scores = processor.post_process_masks(low_resolution, sizes)[0], scores[0]
     if zoom:
         found, scores = ask_closer(model, processor, picture, found, scores, objects, zoom)

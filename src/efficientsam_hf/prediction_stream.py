@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .cpu_threads import in_order
 from .pictures_efficientsam import read_picture
-from .prediction import Segmentation, ask_closer, best_first, find_zoom, pointed_at
+from .prediction import NOBODY, Segmentation, ask_closer, best_first, find_zoom, pointed_at
 from .processing_efficientsam import EfficientSamProcessor
 from .prompts_efficientsam import one_image
 from .zooming import Pointed
@@ -105,18 +105,18 @@ class SegmentationStream:
 
     def stage(self, batch: list[tuple[Tensor, dict[str, Any]]]) -> Staged:
         """Copy pictures to the device and prepare them there, beside what it is doing."""
-        pictures, prompts = [picture for picture, _ in batch], gather(batch)
+        pictures, prompts = [picture for picture, _ in batch], [asked for _, asked in batch]
         with torch.cuda.stream(self.copying) if self.copying else nullcontext():
             copies = pictures
             if self.copying:
                 copies = [pinned(picture).to(self.device, non_blocking=True) for picture in pictures]
             prepared = self.processor.image_processor(copies, return_tensors="pt", device=self.device)
-            asked = self.processor(original_sizes=prepared["original_sizes"], **prompts)
+            asked = self.processor(original_sizes=prepared["original_sizes"], **gather(prompts))
             sizes = asked.pop("original_sizes")  # stays on the CPU, where fetching it would wait for the device
             inputs = {"pixel_values": prepared["pixel_values"], **asked.to(self.device)}
             ready = self.copying.record_event() if self.copying else None
-        rows = zip(*(prompts[f"input_{name}"] for name in PROMPTS), strict=True)
-        objects = [pointed_at([points or []], [labels or []], [boxes or []]) for points, labels, boxes in rows]
+        rows = ([[asked[name] or []] for name in PROMPTS] for asked in prompts)
+        objects = [pointed_at(points, labels, boxes) for points, labels, boxes in rows]
         return Staged(pictures, inputs, sizes, objects, ready)
 
     @torch.inference_mode()
@@ -166,6 +166,8 @@ def as_it_is_now(request: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, An
     if unknown:
         raise ValueError(f"unknown prompt {unknown[0]!r}, wanted {', '.join(PROMPTS)}")
     lists = {name: one_image(prompts.get(name), f"input_{name}") for name in PROMPTS}
+    if all(value is None for value in lists.values()):
+        raise ValueError(f"found no prompt, wanted {', '.join(PROMPTS)}, or an empty list for no object")
     return kept(picture), {name: value and value[0] for name, value in lists.items()}
 
 
@@ -189,9 +191,9 @@ def pinned(picture: Tensor) -> Tensor:
     return (picture if all(picture.stride()) else picture.contiguous()).pin_memory()
 
 
-def gather(batch: list[tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:
+def gather(prompts: list[dict[str, Any]]) -> dict[str, Any]:
     """The prompts of several pictures, as the processor takes them; labels that were left out are all 1."""
-    prompts = [asked for _, asked in batch]
+    prompts = [asked if any(asked.values()) else {**asked, **NOBODY} for asked in prompts]
     labels = [asked["labels"] or [[1] * len(clicks or []) for clicks in asked["points"] or []] for asked in prompts]
     return {
         "input_points": [asked["points"] for asked in prompts],

@@ -56,8 +56,8 @@ def draw_segmentation(
     for index, mask in enumerate(masks):
         paint_mask(picture, as_image(mask), COLORS[index % len(COLORS)], opacity, unit)
     draw = ImageDraw.Draw(picture)
-    given = {"input_points": points, "input_labels": labels, "input_boxes": boxes}
-    (prompts,) = gather_prompts(*(one_image(prompt, name) for name, prompt in given.items()), images=1)
+    given = one_image(points, "input_points"), one_image(labels, "input_labels"), one_image(boxes, "input_boxes")
+    (prompts,) = gather_prompts(*given, images=1)
     for index, prompt in enumerate(prompts):
         if prompt.box and prompt.box != NO_BOX:
             draw.rectangle(prompt.box, outline=WHITE, width=round(3 * unit) or 1)
