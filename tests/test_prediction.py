@@ -7,7 +7,14 @@ import torch
 from conftest import make_model, tiny_config
 from PIL import Image
 
-from efficientsam_hf import EfficientSamProcessor, draw_segmentation, read_photo, segment, to_supervision
+from efficientsam_hf import (
+    EfficientSamProcessor,
+    SegmentationStream,
+    draw_segmentation,
+    read_photo,
+    segment,
+    to_supervision,
+)
 from efficientsam_hf.masks_efficientsam import decode_rle
 
 
@@ -139,6 +146,21 @@ def test_a_photo_of_floats(model, processor, photo):
         for wrong in (floats, floats - 300, floats * np.nan, Image.fromarray(floats[..., 0])):
             with pytest.raises(ValueError, match="floats want 0 to 1, found"):
                 read(wrong)
+
+
+@pytest.mark.parametrize("zoom", [0, 1.0])
+def test_answers_may_be_written_into_and_trained_on(model, processor, photo, zoom):
+    prompts = {"boxes": [[10, 8, 20, 16], [50, 28, 74, 44]]}
+    stream = SegmentationStream(model, processor, zoom=zoom)([(photo, prompts)] * 2)
+    first = segment(model, processor, photo, **prompts, zoom=zoom)
+    known = segment(model, processor, photo, **prompts, zoom=zoom, image_embeddings=first.image_embeddings)
+    for answer in (first, known, *stream):
+        answer.masks[0, 0][:5] = True
+        answer.scores[0] *= 2
+        answer.image_embeddings[0, 0] += 1
+        weight = torch.ones((), requires_grad=True)
+        (answer.image_embeddings * weight).sum().backward()
+        torch.testing.assert_close(weight.grad, answer.image_embeddings.sum())
 
 
 def test_labels_that_the_weights_never_learnt(processor, model, photo):

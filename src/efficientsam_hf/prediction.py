@@ -27,6 +27,8 @@ NOBODY = {"points": [[[-1, -1]]], "labels": [[-1]]}  # what a picture without ob
 class Segmentation:
     """What `segment` answers for Q objects of one H x W photo, M masks each, the best first.
 
+    Its tensors are made without gradients; they may be written into, and others trained on them.
+
     Args:
         masks: (Q, M, H, W), booleans.
         scores: Predicted IoU, (Q, M); what is best may depend on stability as well (config, `rank_by_stability`).
@@ -95,7 +97,7 @@ class Segmentation:
         return records
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def segment(
     model: EfficientSamModel,
     processor: EfficientSamProcessor,
@@ -152,14 +154,16 @@ def segment(
     if zoom and all(pointed.points or pointed.box for pointed in objects):
         # What a closer look shows no larger is found as well without the mask (docs/benchmarks.md).
         inputs.pop("input_masks", None)
-    outputs = model(**inputs, image_embeddings=image_embeddings)
+    with torch.inference_mode():
+        outputs = model(**inputs, image_embeddings=image_embeddings)
     low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config.rank_by_stability)
     if nobody:
         low_resolution, scores = low_resolution[:, :0], scores[:, :0]
     found, scores = processor.post_process_masks(low_resolution, sizes)[0], scores[0]
     if zoom:
         found, scores = ask_closer(model, processor, picture, found, scores, objects, zoom)
-    return Segmentation(found, scores, outputs.image_embeddings)
+    embeddings = outputs.image_embeddings
+    return Segmentation(found, scores, embeddings.clone() if embeddings.is_inference() else embeddings)
 
 
 def ask_closer(

@@ -129,7 +129,7 @@ class SegmentationStream:
                 tensor.record_stream(current)
         return self.model(**staged.inputs)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answers(self, staged: Staged, outputs: Any) -> Iterator[Segmentation]:
         """Masks at the pictures' sizes, without those of the padding."""
         masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config.rank_by_stability)
@@ -139,7 +139,8 @@ class SegmentationStream:
             if self.zoom:
                 picture = staged.pictures[row]
                 drawn, own = ask_closer(self.model, self.processor, picture, drawn, own, objects, self.zoom)
-            yield Segmentation(drawn, own, outputs.image_embeddings[place])
+            # A copy, which is no inference tensor and does not hold those of the whole batch.
+            yield Segmentation(drawn, own.clone(), outputs.image_embeddings[place].clone())
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
