@@ -12,7 +12,14 @@ from synthetic import make_folder, scene_files
 from typer.testing import CliRunner
 
 from efficientsam_cli import app
-from efficientsam_hf import EfficientSamProcessor, load_checkpoint, save_for_hub, segment, segment_everything
+from efficientsam_hf import (
+    EfficientSamProcessor,
+    SegmentationStream,
+    load_checkpoint,
+    save_for_hub,
+    segment,
+    segment_everything,
+)
 from efficientsam_hf.export import writing
 from efficientsam_hf.export.checking import agreement, difference, verdict
 from efficientsam_hf.exported.manifest import checksum
@@ -104,6 +111,16 @@ def test_segment_takes_a_folder_in_the_place_of_a_model(tiny, tiny_processor, ex
     assert agreement(found.masks.float() - 0.5, wanted.masks.float() - 0.5) > 0.999
     again = segment(exported, tiny_processor, photo, **prompts, image_embeddings=found.image_embeddings)
     assert torch.equal(again.masks, found.masks)
+    rounded = segment(exported, tiny_processor, photo, **prompts, image_embeddings=found.image_embeddings.half())
+    assert rounded.image_embeddings.dtype == torch.float32
+
+
+def test_a_folder_answers_empty_lists_with_no_objects(tiny_processor, exported, photo):
+    for answer in (
+        segment(exported, tiny_processor, photo, boxes=[]),
+        *SegmentationStream(exported, tiny_processor)([(photo, {"boxes": []})]),
+    ):
+        assert answer.masks.shape == (0, 3, 48, 80)
 
 
 def test_segment_everything_takes_one_too(tiny, tiny_processor, exported, photo):

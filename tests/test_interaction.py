@@ -1,6 +1,7 @@
 """Pointing at a photo: what is shown and taken away is what `segment` answers, and what fails changes nothing."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from conftest import make_model, tiny_config
 from PIL import Image
 
-from efficientsam_hf import EfficientSamProcessor, segment, segment_everything
+from efficientsam_hf import EfficientSamProcessor, Segmentation, segment, segment_everything
 from efficientsam_hf.interaction import SHOWN_SIDE, PhotoSession, Prompt, open_photo
 from efficientsam_hf.masks_efficientsam import decode_rle
 
@@ -163,7 +164,9 @@ def test_downloads_are_the_chosen_mask(session, parts, photo, tmp_path):
     paths = [session.save(kind, tmp_path) for kind in ("mask", "coco", "cutout")]
     assert [path.name for path in paths] == ["cup_mask.png", "cup_coco.json", "cup_cutout.png"]
     assert np.array_equal(np.asarray(Image.open(paths[0])) > 0, mask)
-    (record,) = json.loads(paths[1].read_text())["annotations"]
+    dataset = json.loads(paths[1].read_text())
+    (image,), (record,) = dataset["images"], dataset["annotations"]
+    assert (image["file_name"], image["width"], image["height"]) == ("cup.jpeg", 80, 48)
     assert np.array_equal(decode_rle(record["segmentation"]).numpy(), mask)
     assert record["predicted_iou"] == round(session.scores[1], 4)
     cutout = np.asarray(Image.open(paths[2]))
@@ -178,6 +181,24 @@ def test_downloads_of_everything(session, parts, tmp_path):
     assert np.array_equal(labels > 0, session.chosen())
     assert np.array_equal(labels == smallest + 1, decode_rle(records[smallest]["segmentation"]).numpy())
     assert len(json.loads(session.save("coco", tmp_path).read_text())["annotations"]) == len(records)
+
+
+def test_downloads_of_everything_take_the_memory_of_a_few_masks_however_many_there_are(tmp_path, monkeypatch):
+    masks = np.zeros((40, 1000, 800), dtype=bool)
+    for number, mask in enumerate(masks):
+        mask[20 * number : 20 * number + 30, number:700] = True
+    session = PhotoSession(Image.new("RGB", (800, 1000)))
+    found = Segmentation(torch.from_numpy(masks)[:, None], torch.ones(40, 1), torch.zeros(1, 1, 1, 1))
+    session.records = found.records()
+    tracemalloc.start()
+    for kind in ("mask", "coco", "cutout"):
+        session.save(kind, tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10 * masks[0].nbytes
+    assert np.array_equal(session.chosen(), masks.any(0))
+    monkeypatch.setattr(session, "chosen", lambda: pytest.fail("the masks are not needed"))
+    session.save("coco", tmp_path)
 
 
 @pytest.mark.parametrize("size", [(30, 20), (3000, 1500)])

@@ -45,7 +45,7 @@ class Discs:
     The nearer to the picture's origin, the better. The click's distance to its disc's edge is `radius`.
     """
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=16), mask_generation=None)
 
     def __init__(self, radius: float):
@@ -476,6 +476,13 @@ def test_crops_are_encoded_beside_the_known_whole(tiny):
     )
     assert found == wanted
     assert torch.equal(again, embeddings)
+
+
+def test_embeddings_of_another_precision(tiny):
+    options = {**EVERYTHING, "points_per_side": 4}
+    _, embeddings = segment_everything(*tiny, make_photo(), return_embeddings=True, **options)
+    found = segment_everything(*tiny, make_photo(), image_embeddings=embeddings.half(), **options)
+    assert found == segment_everything(*tiny, make_photo(), image_embeddings=embeddings.half().float(), **options)
 
 
 def test_embeddings_of_other_crops_are_refused(tiny):

@@ -7,7 +7,14 @@ import torch
 from conftest import make_model, tiny_config
 from PIL import Image
 
-from efficientsam_hf import EfficientSamProcessor, draw_segmentation, segment, to_supervision
+from efficientsam_hf import (
+    EfficientSamProcessor,
+    SegmentationStream,
+    draw_segmentation,
+    read_photo,
+    segment,
+    to_supervision,
+)
 from efficientsam_hf.masks_efficientsam import decode_rle
 
 
@@ -56,6 +63,37 @@ def test_what_no_object_has_may_stand_in_the_lists(model, processor, photo, noth
     assert torch.equal(segment(model, processor, photo, points=[[[24, 20]]], boxes=[nothing]).masks, wanted.masks)
 
 
+@pytest.mark.parametrize("zoom", [0, 2.0])
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {"boxes": []},
+        {"points": []},
+        {"points": [], "labels": [], "boxes": []},
+        {"boxes": np.zeros((0, 4))},
+        {"masks": torch.zeros(0, 48, 80, dtype=torch.bool)},
+        {"boxes": [], "masks": np.zeros((0, 48, 80), bool)},
+    ],
+)
+def test_empty_lists_are_answered_with_no_objects(model, processor, photo, prompts, zoom):
+    found, some = (segment(model, processor, photo, **given, zoom=zoom) for given in (prompts, {"points": [[24, 20]]}))
+    assert found.masks.shape == (0, 3, 48, 80)
+    assert found.masks.dtype == torch.bool
+    assert found.scores.shape == (0, 3)
+    assert torch.equal(found.image_embeddings, some.image_embeddings)
+    assert found.records() == []
+    assert repr(found) == "Segmentation(0 objects, 3 masks each, 48 x 80, best scores: )"
+    assert found._repr_html_().count("<tr>") == 1
+    assert found.show(photo, boxes=[]) == draw_segmentation(photo, np.zeros((0, 48, 80), bool))
+    again = segment(model, processor, photo, **prompts, zoom=zoom, image_embeddings=found.image_embeddings)
+    assert again.masks.shape == found.masks.shape
+
+
+def test_no_prompt_at_all_is_an_error(model, processor, photo):
+    with pytest.raises(ValueError, match="got no prompt"):
+        segment(model, processor, photo)
+
+
 def test_objects_together_are_as_each_alone(model, processor, photo):
     both = segment(model, processor, photo, points=[[[24, 20]], None], boxes=[None, [50, 28, 74, 44]])
     click = segment(model, processor, photo, points=[[24, 20]])
@@ -69,6 +107,15 @@ def test_a_second_click_on_the_stored_embedding(model, processor, photo, monkeyp
     monkeypatch.setattr(model.vision_encoder, "forward", None)  # must not run again
     second = segment(model, processor, photo, points=[[60, 35]], image_embeddings=first.image_embeddings)
     assert torch.equal(second.masks, fresh.masks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_embedding_of_another_precision(model, processor, photo, dtype):
+    known = segment(model, processor, photo, points=[[24, 20]]).image_embeddings.to(dtype)
+    found = segment(model, processor, photo, points=[[60, 35]], image_embeddings=known)
+    wanted = segment(model, processor, photo, points=[[60, 35]], image_embeddings=known.float())
+    assert torch.equal(found.scores, wanted.scores)
+    assert found.image_embeddings.dtype == model.dtype
 
 
 def test_records_are_what_they_say(model, processor, photo):
@@ -89,6 +136,31 @@ def test_paths_and_pictures_alike(model, processor, photo, tmp_path):
         for source in (photo, Image.fromarray(photo), tmp_path / "photo.png", str(tmp_path / "photo.png"))
     ]
     assert all(torch.equal(answers[0], other) for other in answers[1:])
+
+
+def test_a_photo_of_floats(model, processor, photo):
+    floats = photo.astype(np.float32)
+    for source in (floats / 255, torch.from_numpy(photo.astype(np.float64) / 255)):
+        assert np.array_equal(np.asarray(read_photo(source)), photo)
+    for read in (read_photo, lambda source: segment(model, processor, source, points=[[24, 20]])):
+        for wrong in (floats, floats - 300, floats * np.nan, Image.fromarray(floats[..., 0])):
+            with pytest.raises(ValueError, match="floats want 0 to 1, found"):
+                read(wrong)
+
+
+@pytest.mark.parametrize("zoom", [0, 1.0])
+def test_answers_may_be_written_into_and_trained_on(model, processor, photo, zoom):
+    prompts = {"boxes": [[10, 8, 20, 16], [50, 28, 74, 44]]}
+    stream = SegmentationStream(model, processor, zoom=zoom)([(photo, prompts)] * 2)
+    first = segment(model, processor, photo, **prompts, zoom=zoom)
+    known = segment(model, processor, photo, **prompts, zoom=zoom, image_embeddings=first.image_embeddings)
+    for answer in (first, known, *stream):
+        answer.masks[0, 0][:5] = True
+        answer.scores[0] *= 2
+        answer.image_embeddings[0, 0] += 1
+        weight = torch.ones((), requires_grad=True)
+        (answer.image_embeddings * weight).sum().backward()
+        torch.testing.assert_close(weight.grad, answer.image_embeddings.sum())
 
 
 def test_labels_that_the_weights_never_learnt(processor, model, photo):
@@ -179,7 +251,7 @@ def test_an_answer_says_what_it_is(processor, model, photo):
 def test_show_draws_the_best_masks(processor, model, photo, tmp_path):
     box = [10, 8, 40, 30]
     answer = segment(model, processor, photo, boxes=box)
-    drawn = answer.show(photo, boxes=[box])
+    drawn = answer.show(photo, boxes=box)
     assert drawn == draw_segmentation(photo, answer.masks[:, 0].numpy(), boxes=[box])
     Image.fromarray(photo).save(tmp_path / "photo.png")
     assert answer.show(tmp_path / "photo.png", boxes=[box]) == drawn

@@ -1,11 +1,17 @@
 """A stream gives what `segment` gives, and takes pictures no further ahead than it says."""
 
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from conftest import make_model, tiny_config
 from PIL import Image
 
-from efficientsam_hf import EfficientSamProcessor, SegmentationStream, segment
+from efficientsam_hf import EfficientSamProcessor, SegmentationStream, prediction_stream, segment
 from efficientsam_hf.prediction_stream import pinned
 
 
@@ -62,6 +68,22 @@ def test_batches_do_not_matter(stream, requests, batch_size):
         assert torch.allclose(answer.scores, one.scores, atol=1e-5)
 
 
+@pytest.mark.parametrize("zoom", [0, 1.0])
+def test_frames_without_objects_are_answered_with_none(stream, requests, photo, zoom):
+    stream = SegmentationStream(stream.model, stream.processor, batch_size=2, zoom=zoom)
+    nothing = [(photo, {"boxes": []}), (photo, {"points": np.zeros((0, 2))}), (photo, {"points": [], "boxes": []})]
+    wanted, found = stream(requests), stream([*nothing, *requests, *nothing])
+    for answer in [next(found) for _ in nothing]:
+        assert answer.masks.shape == (0, 3, 48, 80)
+        assert answer.scores.shape == (0, 3)
+        assert answer.image_embeddings.shape == (1, 16, 4, 4)
+    for one in wanted:
+        assert torch.allclose(next(found).scores, one.scores, atol=1e-5)
+    assert [len(answer.masks) for answer in found] == [0, 0, 0]
+    with pytest.raises(ValueError, match="found no prompt, wanted points, labels, boxes, or an empty list"):
+        list(stream([*requests, (photo, {})]))
+
+
 def test_pictures_are_taken_as_they_are_needed(stream, photo):
     taken = []
 
@@ -91,6 +113,55 @@ def test_what_is_wrong_comes_after_what_was_right(stream, photo, tmp_path):
         SegmentationStream(stream.model, stream.processor, batch_size=0)
     with pytest.raises(ValueError, match=r"zoom wants 0 or a number from 1 on, got 0\.5"):
         SegmentationStream(stream.model, stream.processor, zoom=0.5)
+
+
+def frames_of(photo: np.ndarray, kind: str, folder: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Frame n, darker than the one before, in the memory of the one before; so is its click."""
+    buffer, click = photo.copy(), np.zeros((1, 2))
+    frames = [photo // (2 * number + 1) for number in range(6)]
+    if kind == "film":
+        first, *others = map(Image.fromarray, frames)
+        first.save(folder / "film.tiff", save_all=True, append_images=others)
+    film = Image.open(folder / "film.tiff") if kind == "film" else Image.fromarray(photo)
+    for number, frame in enumerate(frames):
+        buffer[:], click[:] = frame, [10 * number, 5]
+        if kind == "film":
+            film.seek(number)
+        elif kind == "PIL":
+            film.paste(Image.fromarray(frame))
+        picture = {"array": buffer, "tensor": torch.from_numpy(buffer)}.get(kind, film)
+        yield picture, {"points": [click] if number % 2 else click}
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "PIL", "film"])
+def test_frames_may_share_their_memory(stream, photo, tmp_path, monkeypatch, kind):
+    read = prediction_stream.read_request
+    monkeypatch.setattr(prediction_stream, "read_request", lambda request: (time.sleep(0.05), read(request))[1])
+    found = list(stream(frames_of(photo, kind, tmp_path)))
+    requests = [(photo // (2 * number + 1), {"points": [[10 * number, 5]]}) for number in range(6)]
+    for answer, (picture, prompts) in zip(found, requests, strict=True):
+        wanted = segment(stream.model, stream.processor, picture, **prompts)
+        assert torch.allclose(answer.scores, wanted.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+@pytest.mark.parametrize("fault", ["source", "picture", "prompt"])
+def test_all_answers_before_an_error_are_given(stream, photo, tmp_path, batch_size, fault):
+    def requests():
+        for _ in range(9):
+            yield photo, {"points": [[24, 20]]}
+        if fault == "source":
+            raise FileNotFoundError("none.png: the film ends here")
+        yield (
+            (tmp_path / "none.png" if fault == "picture" else photo),
+            {"point" if fault == "prompt" else "points": []},
+        )
+        yield photo, {"points": [[24, 20]]}
+
+    answers = SegmentationStream(stream.model, stream.processor, batch_size=batch_size)(requests())
+    assert len([next(answers) for _ in range(9)]) == 9
+    with pytest.raises((FileNotFoundError, ValueError), match=r"none\.png|unknown prompt"):
+        next(answers)
 
 
 def test_labels_of_one_picture_do_not_change_another(photo):

@@ -1,9 +1,11 @@
+import time
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 
 from efficientsam_hf import draw_everything, draw_segmentation
-from efficientsam_hf.visualization import BACKGROUND, COLORS, FOREGROUND
+from efficientsam_hf.visualization import BACKGROUND, COLORS, FOREGROUND, WHITE
 
 
 @pytest.fixture
@@ -24,6 +26,49 @@ def test_colours_lie_on_their_masks_and_the_rest_is_dimmed(photo, masks):
     assert np.abs(drawn[2, 40] - 0.62 * photo[2, 40]).max() <= 2
 
 
+def draw_slowly(photo: Image.Image, masks: np.ndarray) -> Image.Image:
+    """The masks of `draw_segmentation`, each with filters over the whole photo."""
+    areas, unit = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks], max(photo.size) / 640
+    whole = Image.fromarray(masks.any(0).astype(np.uint8) * 255)
+    picture = Image.composite(photo, photo.point(lambda value: int(value * 0.62)), whole)
+    for area, color in zip(areas, COLORS, strict=False):
+        picture.paste(color, mask=area.point(lambda value: int(value * 0.45)))
+        for width, ink in ((4, WHITE), (2, color)):
+            reach = max(1, round(width * unit / 2))
+            edge = ImageChops.subtract(area.filter(ImageFilter.MaxFilter(2 * reach + 1)), area)
+            picture.paste(ink, mask=edge.filter(ImageFilter.GaussianBlur(0.6 * unit)))
+    return picture
+
+
+@pytest.mark.parametrize("size", [(80, 48), (700, 40), (50, 1300), (2000, 60)])
+def test_outlines_are_those_of_filters_over_the_whole_photo(size):
+    generator = np.random.default_rng(0)
+    width, height = size
+    masks = np.zeros((6, height, width), dtype=bool)
+    for mask, share in zip(masks, (0.02, 0.1, 0.4, 0.9), strict=False):
+        x, y = generator.integers(width), generator.integers(height)
+        part = mask[y : y + int(share * height) + 1, x : x + int(share * width) + 1]
+        part[:] = generator.random(part.shape) < 0.3
+    masks[4, 0, 0] = masks[4, -1, -1] = masks[5, height // 2, width // 2] = True
+    photo = Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
+    for some in (masks, *masks[:, None]):
+        assert draw_segmentation(photo, some) == draw_slowly(photo, some)
+
+
+def test_a_mask_is_drawn_in_the_time_of_a_few_blurs_of_the_photo():
+    photo, masks = Image.new("RGB", (2000, 1500)), np.zeros((1, 1500, 2000), dtype=bool)
+    masks[0, 400:1100, 500:1500] = True
+
+    def seconds(work):
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    assert seconds(lambda: draw_segmentation(photo, masks)) < 4 * seconds(
+        lambda: photo.filter(ImageFilter.GaussianBlur(3))
+    )
+
+
 def test_clicks_show_their_label(photo, masks):
     drawn = np.asarray(draw_segmentation(photo, masks, points=[[20, 20], [60, 8]], labels=[1, 0]))
     assert np.abs(drawn[20, 20].astype(int) - FOREGROUND).max() <= 3
@@ -36,6 +81,29 @@ def test_labels_of_any_kind(photo, masks, kind):
         points = [[20, 20], [60, 8]]
         wanted, found = (draw_segmentation(photo, masks, points, given) for given in (labels, kind(labels)))
         assert found == wanted
+
+
+SAME_PROMPTS = {
+    "a flat box": ({"boxes": [10, 8, 40, 30]}, {"boxes": [[10, 8, 40, 30]]}),
+    "labels of None": ({"points": [[20, 20]], "labels": None}, {"points": [[20, 20]], "labels": [1]}),
+    "several objects": (
+        {"points": [[[20, 20]], [[60, 8], [62, 9]]], "labels": [[1], [0, 1]]},
+        {"points": [[20, 20], [60, 8], [62, 9]], "labels": [1, 0, 1]},
+    ),
+    "arrays": ({"points": np.array([[20, 20]]), "boxes": np.ones((0, 4))}, {"points": [[20, 20]]}),
+    "nothing": ({"points": [], "boxes": []}, {}),
+    "padding": ({"points": [[20, 20], [-1, -1]], "labels": [1, -1], "boxes": [[-1] * 4]}, {"points": [[20, 20]]}),
+}
+
+
+@pytest.mark.parametrize(("prompts", "same"), SAME_PROMPTS.values(), ids=SAME_PROMPTS)
+def test_prompts_are_taken_as_segment_takes_them(photo, masks, prompts, same):
+    assert draw_segmentation(photo, masks, **prompts) == draw_segmentation(photo, masks, **same)
+
+
+def test_a_box_has_its_objects_colour(photo, masks):
+    drawn = draw_segmentation(photo, masks, points=[[[20, 20]], None], boxes=[[4, 4, 36, 36], [46, 5, 76, 22]])
+    assert (drawn.getpixel((20, 36)), drawn.getpixel((60, 22))) == tuple(COLORS[:2])
 
 
 def test_masks_of_a_device_are_brought_from_there(photo, masks):

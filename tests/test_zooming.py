@@ -139,6 +139,24 @@ def test_objects_do_not_depend_on_each_other(model, processor, photo):
         assert (both.masks[row] != answer.masks[0]).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("over", "clipped"),
+    [
+        ([-500, 40, 30, 60], [0, 40, 30, 60]),
+        ([170, 40, 900, 60], [170, 40, 200, 60]),
+        ([90, -70, 110, 20], [90, 0, 110, 20]),
+        ([90, 80, 110, 400], [90, 80, 110, 100]),
+        ([-90, -90, 30, 20], [0, 0, 30, 20]),
+    ],
+)
+def test_a_box_over_the_edge_is_the_part_on_the_picture(model, processor, photo, over, clipped):
+    wanted = segment(model, processor, photo, boxes=clipped, zoom=2.0)
+    found = segment(model, processor, photo, boxes=over, zoom=2.0)
+    assert torch.equal(found.masks, wanted.masks)
+    assert torch.equal(found.scores, wanted.scores)
+    assert not torch.equal(found.scores, segment(model, processor, photo, boxes=clipped, zoom=0).scores)
+
+
 def test_a_padded_box_is_no_box(model, processor, photo):
     points, box = [[[130.0, 40.0]], None], [120, 30, 150, 60]
     wanted = segment(model, processor, photo, points, boxes=[None, box], zoom=1.0)

@@ -36,7 +36,7 @@ def predict(
 
     from transformers.utils import logging
 
-    from efficientsam_hf import draw_segmentation, load_checkpoint, read_photo, segment
+    from efficientsam_hf import load_checkpoint, read_photo, segment
     from efficientsam_hf.written_files import check_outputs, written_together
 
     files = [output, json_file] if json_file else [output]
@@ -44,8 +44,9 @@ def predict(
     picture = read_photo(photo)
     logging.disable_progress_bar()
     loaded, processor = load_checkpoint(model, device=place_of(device, model))
-    answer = segment(loaded, processor, picture, **as_objects(points, labels, boxes), zoom=zoom)
-    overlay = draw_segmentation(picture, answer.masks[:, 0].cpu().numpy(), points, labels, boxes)
+    prompts = as_objects(points, labels, boxes)
+    answer = segment(loaded, processor, picture, **prompts, zoom=zoom)
+    overlay = answer.show(picture, **prompts)
     records = answer.records()
     with written_together(files) as (overlay_part, *json_part):
         overlay.save(overlay_part)

@@ -59,11 +59,14 @@ def as_here(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """The results of `work` on each item, in order, with so many items being worked on ahead."""
+    """The results of `work` on each item, in order, with so many items being worked on ahead.
+
+    An error of the items themselves comes after the results of those before it.
+    """
     pending: deque[Future[Any]] = deque()
     try:
-        for item in items:
-            pending.append(pool.submit(work, item))
+        for future in submitted(pool, work, items):
+            pending.append(future)
             if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
@@ -71,3 +74,14 @@ def in_order(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterab
     finally:
         for future in pending:
             future.cancel()
+
+
+def submitted(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Future[Any]]:
+    """The result of `work` on each item to come; of items that end in an error, that error."""
+    try:
+        for item in items:
+            yield pool.submit(work, item)
+    except Exception as error:
+        failed: Future[Any] = Future()
+        failed.set_exception(error)
+        yield failed

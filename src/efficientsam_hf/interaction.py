@@ -17,7 +17,7 @@ from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_everything, draw_segmentation, label_map
 
-SHOWN_SIDE = 800  # pixels of the longer side of what is drawn, at every click; outlines take most of its time
+SHOWN_SIDE = 800  # pixels of the longer side of what is drawn, at every click
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class PhotoSession:
 
     Args:
         photo: In RGB.
-        name: Of its file; downloads are called after it.
+        name: Of its file, which COCO's JSON gives; downloads are called after it.
     """
 
-    def __init__(self, photo: PIL.Image.Image, name: str = "photo"):
+    def __init__(self, photo: PIL.Image.Image, name: str = "photo.jpg"):
         self.photo = photo
-        self.stem = Path(name).stem
+        self.name = Path(name).name
         self.scale = SHOWN_SIDE / max(photo.size)
         width, height = (max(1, round(side * self.scale)) for side in photo.size)
         self.shown = photo.resize((width, height), PIL.Image.Resampling.BICUBIC)
@@ -188,13 +188,13 @@ class PhotoSession:
         if mask is None:
             return self.shown
         points = [(x * self.scale, y * self.scale) for x, y in self.prompt.points]
-        boxes = [[side * self.scale for side in self.prompt.box]] if self.prompt.box else []
+        boxes = [side * self.scale for side in self.prompt.box or ()]
         return draw_segmentation(self.shown, self.resized(mask)[None], points, self.prompt.labels, boxes, opacity)
 
     def chosen(self) -> np.ndarray | None:
         """The chosen mask (H, W), or all objects' together; None if nothing was asked."""
         if self.records:
-            return np.any([decode_rle(record["segmentation"]).numpy() for record in self.records], axis=0)
+            return np.asarray(label_map(self.records, self.photo.size)) > 0
         return None if self.answer is None else self.answer.masks[0, self.choice].cpu().numpy()
 
     def resized(self, mask: np.ndarray) -> np.ndarray:
@@ -216,19 +216,20 @@ class PhotoSession:
         Raises:
             ValueError: if nothing was found yet.
         """
-        mask = self.chosen()
-        if mask is None:
+        if self.answer is None and not self.records:
             raise ValueError("there is no mask yet: click on something first")
-        path = Path(folder) / f"{self.stem}_{kind}.{'json' if kind == 'coco' else 'png'}"
+        path = Path(folder) / f"{Path(self.name).stem}_{kind}.{'json' if kind == 'coco' else 'png'}"
         if kind == "coco":
-            found = [(f"{self.stem}.jpg", *self.photo.size, self.records or self.chosen_records())]
+            found = [(self.name, *self.photo.size, self.records or self.chosen_records())]
             path.write_text(json.dumps(coco_dataset(found)))
-        elif kind == "cutout":
-            cutout = self.photo.convert("RGBA")
-            cutout.putalpha(PIL.Image.fromarray(mask.astype(np.uint8) * 255))
-            cutout.save(path)
-        else:
-            (label_map(self.records, self.photo.size) if self.records else PIL.Image.fromarray(mask)).save(path)
+        elif kind == "mask" and self.records:
+            label_map(self.records, self.photo.size).save(path)
+        elif (mask := self.chosen()) is not None:
+            picture = PIL.Image.fromarray(mask)
+            if kind == "cutout":
+                alpha, picture = picture.convert("L"), self.photo.convert("RGBA")
+                picture.putalpha(alpha)
+            picture.save(path)
         return path
 
     def chosen_records(self) -> list[dict[str, Any]]:

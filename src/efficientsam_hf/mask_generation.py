@@ -96,7 +96,7 @@ def find_objects(
             inputs = processor.image_processor(part, return_tensors="pt", device=model.device)
             embeddings = model.get_image_embeddings(inputs["pixel_values"])
         else:
-            embeddings = image_embeddings[number : number + 1].to(model.device)
+            embeddings = image_embeddings[number : number + 1].to(model.device, model.dtype)
         crop = Crop(model, processor, embeddings, (left, top, right, bottom), (height, width), settings)
         side = max(1, int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer))
         records += crop.records(crop.search(side))

@@ -47,10 +47,14 @@ class MaskDecoder(Protocol):
 
 @runtime_checkable
 class SegmentationNetwork(Protocol):
-    """Encodes pictures once and answers prompts. `config` is an `EfficientSamConfig`; tensors live on `device`."""
+    """Encodes pictures once and answers prompts. `config` is an `EfficientSamConfig`; tensors live on `device`.
+
+    Embeddings are given to it in `dtype`.
+    """
 
     config: Any
     device: torch.device
+    dtype: torch.dtype
     mask_decoder: Any  # a MaskDecoder
 
     def get_image_embeddings(self, pixel_values: Tensor) -> Tensor:

@@ -14,16 +14,20 @@ from torch import Tensor
 from .interchange import to_supervision
 from .masks_efficientsam import as_booleans, encode_rle, masks_to_boxes, rank_masks
 from .modeling_efficientsam import EfficientSamModel
-from .pictures_efficientsam import read_picture
+from .pictures_efficientsam import read_picture, rescale_pixels
 from .processing_efficientsam import EfficientSamProcessor
-from .prompts_efficientsam import NO_BOX
+from .prompts_efficientsam import NO_BOX, one_image
 from .visualization import draw_segmentation
 from .zooming import Pointed, look_closer
+
+NOBODY = {"points": [[[-1, -1]]], "labels": [[-1]]}  # what a picture without objects is asked: a click that is none
 
 
 @dataclass(frozen=True, repr=False)
 class Segmentation:
     """What `segment` answers for Q objects of one H x W photo, M masks each, the best first.
+
+    Its tensors are made without gradients; they may be written into, and others trained on them.
 
     Args:
         masks: (Q, M, H, W), booleans.
@@ -51,20 +55,22 @@ class Segmentation:
         head = "<tr><th>object</th><th>predicted IoU</th><th>pixels</th><th>x, y, width, height</th></tr>"
         return f"<p>{html.escape(repr(self))}</p><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
-    def show(self, photo: Any, points: Any = (), labels: Any = (), boxes: Any = (), opacity: float = 0.45) -> Any:
+    def show(
+        self, photo: Any, points: Any = None, labels: Any = None, boxes: Any = None, opacity: float = 0.45
+    ) -> Image.Image:
         """The best mask of each object drawn on its photo, as a PIL picture, which a notebook shows by itself.
 
         Args:
             photo: What was segmented: PIL picture, array, tensor, path or URL.
-            points: Clicks to draw on top, [[x, y], ...].
-            labels: Of the clicks, as in `draw_segmentation`.
-            boxes: To draw on top.
+            points: Clicks to draw on top, as `segment` takes them.
+            labels: Of the clicks.
+            boxes: To draw on top, as `segment` takes them.
             opacity: Of the colours, 0 to 1.
 
         Raises:
             ValueError: for a photo of another size.
         """
-        return draw_segmentation(read_photo(photo), self.masks[:, 0].cpu().numpy(), points, labels, boxes, opacity)
+        return draw_segmentation(read_photo(photo), self.masks[:, 0], points, labels, boxes, opacity)
 
     def to_supervision(self) -> Any:
         """The best mask of each object as `supervision.Detections`, see `to_supervision`."""
@@ -91,7 +97,7 @@ class Segmentation:
         return records
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def segment(
     model: EfficientSamModel,
     processor: EfficientSamProcessor,
@@ -111,9 +117,11 @@ def segment(
         image: PIL picture, array, tensor, path or URL.
         points: One object's clicks, [[x, y], ...] in pixels of the photo; or a list of that, one entry an object.
         labels: 1 on the object, 0 on the background, nested like `points` without the last level; all 1 if left out.
-        boxes: One box [x0, y0, x1, y1], or a list of them, one an object. With `points`, box and clicks of the same
-            place in the lists describe the same object; None stands for what an object does not have.
-        image_embeddings: Of an earlier answer on the same photo; saves the encoder's work.
+        boxes: One box [x0, y0, x1, y1], or a list of them, one an object; an empty list is answered with no objects.
+            With `points`, box and clicks of the same place in the lists describe the same object; None stands for what
+            an object does not have.
+        image_embeddings: Of an earlier answer on the same photo, from any device and of any precision; saves the
+            encoder's work.
         zoom: Look closer: ask once more on a crop around each object, so many times as wide and high as its box or
             first mask, wherever that shows it larger. Costs the encoder's work once an object. 0: do not; None: as
             the model's config says in `zoom`.
@@ -128,25 +136,34 @@ def segment(
     """
     picture, zoom = read_picture(image), find_zoom(model, zoom)
     height, width = picture.shape[-2:]
-    points, labels, boxes = one_image(points, 3), one_image(labels, 2), one_image(boxes, 2)
+    points, labels = one_image(points, "input_points"), one_image(labels, "input_labels")
+    boxes = one_image(boxes, "input_boxes")
     shown = None if masks is None else earlier_masks(masks, (height, width))
-    prompts = {"input_points": points, "input_labels": labels, "input_boxes": boxes}
+    prompts: dict[str, Any] = {"input_points": points, "input_labels": labels, "input_boxes": boxes}
     prompts["input_masks"] = None if shown is None else shown[None]
+    given = [prompt[0] for prompt in prompts.values() if prompt is not None]
+    if nobody := bool(given) and not any(map(len, given)):
+        prompts = {f"input_{name}": [prompt] for name, prompt in NOBODY.items()}
     # A picture is stretched where the model is.
     pictures: dict[str, Any] = {"images": [picture], "device": model.device}
     if image_embeddings is not None:
         pictures = {"original_sizes": [[height, width]]}
+        image_embeddings = image_embeddings.to(model.device, model.dtype)
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes, objects = inputs.pop("original_sizes"), pointed_at(points, labels, boxes, shown)
     if zoom and all(pointed.points or pointed.box for pointed in objects):
         # What a closer look shows no larger is found as well without the mask (docs/benchmarks.md).
         inputs.pop("input_masks", None)
-    outputs = model(**inputs, image_embeddings=image_embeddings)
+    with torch.inference_mode():
+        outputs = model(**inputs, image_embeddings=image_embeddings)
     low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config.rank_by_stability)
+    if nobody:
+        low_resolution, scores = low_resolution[:, :0], scores[:, :0]
     found, scores = processor.post_process_masks(low_resolution, sizes)[0], scores[0]
     if zoom:
         found, scores = ask_closer(model, processor, picture, found, scores, objects, zoom)
-    return Segmentation(found, scores, outputs.image_embeddings)
+    embeddings = outputs.image_embeddings
+    return Segmentation(found, scores, embeddings.clone() if embeddings.is_inference() else embeddings)
 
 
 def ask_closer(
@@ -214,34 +231,10 @@ def read_photo(source: Any) -> Image.Image:
         source: PIL picture, array, tensor, path or URL.
 
     Raises:
-        ValueError: if it is no picture.
+        ValueError: if it is no picture, such as floats outside of 0 to 1.
         FileNotFoundError: if there is no such file.
     """
     pixels = read_picture(source)
-    pixels = (pixels * 255).round() if pixels.is_floating_point() else pixels
+    if pixels.is_floating_point():
+        pixels = (rescale_pixels(pixels, 1, "the picture") * 255).round()
     return Image.fromarray(pixels.byte().permute(1, 2, 0).numpy())
-
-
-def one_image(prompt: Any, depth: int) -> list | None:
-    """One object's prompt, or several objects' (`depth` levels of nesting), as a list for one image."""
-    if prompt is None:
-        return None
-    prompt = as_lists(prompt)
-    nobody_has_it = isinstance(prompt, list) and bool(prompt) and all(part is None or part == [] for part in prompt)
-    return [prompt] if nobody_has_it or nesting(prompt) >= depth else [[prompt]]
-
-
-def as_lists(value: Any) -> Any:
-    """Arrays, tensors, tuples and lists in any nesting, as lists."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return [as_lists(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def nesting(value: Any) -> int:
-    """How deeply lists lie in each other, counted where they lie deepest."""
-    if hasattr(value, "ndim"):
-        return int(value.ndim)
-    if not isinstance(value, list | tuple):
-        return 0
-    return 1 + max(map(nesting, value), default=0)

@@ -7,19 +7,22 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from .cpu_threads import in_order
 from .pictures_efficientsam import read_picture
-from .prediction import Segmentation, ask_closer, best_first, find_zoom, one_image, pointed_at
+from .prediction import NOBODY, Segmentation, ask_closer, best_first, find_zoom, pointed_at
 from .processing_efficientsam import EfficientSamProcessor
+from .prompts_efficientsam import one_image
 from .zooming import Pointed
 
-PROMPTS = {"points": 3, "labels": 2, "boxes": 2}  # how deep each argument of `segment` is nested, for several objects
+PROMPTS = ("points", "labels", "boxes")  # arguments of `segment`; the processor's are called input_...
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,20 @@ class SegmentationStream:
 
         Args:
             requests: Pictures of any kind, a file's name or a film's frame, each with its prompts: `points`, `labels`
-                and `boxes` as `segment` takes them.
+                and `boxes` as `segment` takes them. One array may hold every frame.
 
         Yields:
             What `segment` answers to each.
 
         Raises:
-            ValueError: for a picture or a prompt that cannot be read, once the answers before its batch are given.
+            ValueError: for a picture or a prompt that cannot be read, once all answers before it are given, as for any
+                error of the requests themselves; for a prompt that cannot be meant, once those before its batch are.
         """
         with ThreadPoolExecutor(self.readers) as pool:
-            read = in_order(pool, read_request, requests, self.batch_size * self.ahead)
+            read = in_order(pool, read_request, map(as_it_is_now, requests), self.batch_size * self.ahead)
             waiting: tuple[Staged, Any] | None = None
             try:
-                while batch := list(islice(read, self.batch_size)):
+                for batch in batches(read, self.batch_size):
                     staged = self.stage(batch)
                     # On a GPU this only starts the work, which then goes on while the answers before it are taken.
                     before, waiting = waiting, (staged, self.compute(staged))
@@ -101,18 +105,18 @@ class SegmentationStream:
 
     def stage(self, batch: list[tuple[Tensor, dict[str, Any]]]) -> Staged:
         """Copy pictures to the device and prepare them there, beside what it is doing."""
-        pictures, prompts = [picture for picture, _ in batch], gather(batch)
+        pictures, prompts = [picture for picture, _ in batch], [asked for _, asked in batch]
         with torch.cuda.stream(self.copying) if self.copying else nullcontext():
             copies = pictures
             if self.copying:
                 copies = [pinned(picture).to(self.device, non_blocking=True) for picture in pictures]
             prepared = self.processor.image_processor(copies, return_tensors="pt", device=self.device)
-            asked = self.processor(original_sizes=prepared["original_sizes"], **prompts)
+            asked = self.processor(original_sizes=prepared["original_sizes"], **gather(prompts))
             sizes = asked.pop("original_sizes")  # stays on the CPU, where fetching it would wait for the device
             inputs = {"pixel_values": prepared["pixel_values"], **asked.to(self.device)}
             ready = self.copying.record_event() if self.copying else None
-        rows = zip(*(prompts[f"input_{name}"] for name in PROMPTS), strict=True)
-        objects = [pointed_at([points or []], [labels or []], [boxes or []]) for points, labels, boxes in rows]
+        rows = ([[asked[name] or []] for name in PROMPTS] for asked in prompts)
+        objects = [pointed_at(points, labels, boxes) for points, labels, boxes in rows]
         return Staged(pictures, inputs, sizes, objects, ready)
 
     @torch.inference_mode()
@@ -125,7 +129,7 @@ class SegmentationStream:
                 tensor.record_stream(current)
         return self.model(**staged.inputs)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answers(self, staged: Staged, outputs: Any) -> Iterator[Segmentation]:
         """Masks at the pictures' sizes, without those of the padding."""
         masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config.rank_by_stability)
@@ -135,17 +139,52 @@ class SegmentationStream:
             if self.zoom:
                 picture = staged.pictures[row]
                 drawn, own = ask_closer(self.model, self.processor, picture, drawn, own, objects, self.zoom)
-            yield Segmentation(drawn, own, outputs.image_embeddings[place])
+            # A copy, which is no inference tensor and does not hold those of the whole batch.
+            yield Segmentation(drawn, own.clone(), outputs.image_embeddings[place].clone())
 
 
-def read_request(request: tuple[Any, dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
-    """A picture and its prompts -> its pixels (3, H, W), and the prompts with a list for each object."""
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of so many items, the last perhaps of fewer; what comes before an error is given before it."""
+    batch: list[Any] = []
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+def as_it_is_now(request: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+    """A picture, and its prompts with a list for each object, whatever the caller writes over afterwards."""
     picture, prompts = request
     unknown = sorted(set(prompts) - set(PROMPTS))
     if unknown:
         raise ValueError(f"unknown prompt {unknown[0]!r}, wanted {', '.join(PROMPTS)}")
-    lists = {name: one_image(prompts.get(name), depth) for name, depth in PROMPTS.items()}
-    return read_picture(picture), {name: value and value[0] for name, value in lists.items()}
+    lists = {name: one_image(prompts.get(name), f"input_{name}") for name in PROMPTS}
+    if all(value is None for value in lists.values()):
+        raise ValueError(f"found no prompt, wanted {', '.join(PROMPTS)}, or an empty list for no object")
+    return kept(picture), {name: value and value[0] for name, value in lists.items()}
+
+
+def kept(picture: Any) -> Any:
+    """A copy of what is in memory, and of the frame that a file of several shows; other files are left to be read."""
+    if isinstance(picture, Tensor):
+        return picture.clone()
+    if isinstance(picture, ImageFile) and not getattr(picture, "is_animated", False):
+        return picture
+    return picture.copy() if isinstance(picture, np.ndarray | Image) else picture
+
+
+def read_request(request: tuple[Any, dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
+    """A picture's pixels (3, H, W), and its prompts."""
+    picture, prompts = request
+    return read_picture(picture), prompts
 
 
 def pinned(picture: Tensor) -> Tensor:
@@ -153,9 +192,9 @@ def pinned(picture: Tensor) -> Tensor:
     return (picture if all(picture.stride()) else picture.contiguous()).pin_memory()
 
 
-def gather(batch: list[tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:
+def gather(prompts: list[dict[str, Any]]) -> dict[str, Any]:
     """The prompts of several pictures, as the processor takes them; labels that were left out are all 1."""
-    prompts = [asked for _, asked in batch]
+    prompts = [asked if any(asked.values()) else {**asked, **NOBODY} for asked in prompts]
     labels = [asked["labels"] or [[1] * len(clicks or []) for clicks in asked["points"] or []] for asked in prompts]
     return {
         "input_points": [asked["points"] for asked in prompts],

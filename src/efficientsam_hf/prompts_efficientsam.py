@@ -55,6 +55,14 @@ def number_depths(value: Any) -> Iterator[int]:
         yield 0
 
 
+def one_image(prompt: Any, name: str) -> list | None:
+    """One object's prompt, or a list of several objects', as the argument of this name for one image."""
+    if prompt is None:
+        return None
+    prompt, levels = plain_lists(prompt, name), len(LEVELS[name]) - 1
+    return [prompt] if max(number_depths(prompt), default=levels) >= levels else [[prompt]]
+
+
 def nested(value: Any, name: str, images: int) -> list[list]:
     """A prompt argument as a list for each image, of entries for each object; entries may be None or empty."""
     if value is None:
@@ -149,4 +157,4 @@ def pad_prompts(prompts: list[list[Prompt]], sizes: Tensor, frame: Tensor) -> di
     return tensors
 
 
-__all__ = ["Prompt", "check_point", "clip_box", "gather_prompts", "pad_prompts", "plain_lists"]
+__all__ = ["Prompt", "check_point", "clip_box", "gather_prompts", "one_image", "pad_prompts", "plain_lists"]

@@ -1,6 +1,7 @@
 """Masks drawn over the photo they belong to, for people."""
 
 import colorsys
+import math
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from .mask_drawing import decode_box
-from .masks_efficientsam import decode_rle
+from .prompts_efficientsam import NO_BOX, NO_POINT, gather_prompts, one_image
 
 # Bright, far apart in hue and for colour-blind eyes too (after Okabe and Ito, 2008), repeated when they run out.
 COLORS = [
@@ -28,9 +29,9 @@ FOREGROUND, BACKGROUND, WHITE = (46, 213, 115), (235, 59, 60), (255, 255, 255)
 def draw_segmentation(
     photo: Image.Image | np.ndarray,
     masks: Any,
-    points: Sequence[Sequence[float]] = (),
-    labels: Sequence[float] = (),
-    boxes: Sequence[Sequence[float]] = (),
+    points: Any = None,
+    labels: Any = None,
+    boxes: Any = None,
     opacity: float = 0.45,
 ) -> Image.Image:
     """The photo with each mask in a colour of its own, outlined, the rest dimmed, and the prompts on top.
@@ -38,13 +39,13 @@ def draw_segmentation(
     Args:
         photo: H x W, RGB.
         masks: (N, H, W), booleans; tensors may lie on any device.
-        points: Clicks x, y in pixels.
-        labels: 1 draws a click in green, 0 in red; all green if left out.
-        boxes: x0, y0, x1, y1 in pixels.
+        points: Clicks as `segment` takes them, one object's or several objects'.
+        labels: As there; 1 draws a click in green, 0 in red; all green if left out.
+        boxes: As there, each in its object's colour.
         opacity: Of the colours, 0 to 1.
 
     Raises:
-        ValueError: if photo and masks differ in size.
+        ValueError: if photo and masks differ in size, or points and labels in number.
     """
     photo = (photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
     masks = np.asarray(masks.cpu() if hasattr(masks, "cpu") else masks, dtype=bool)
@@ -53,17 +54,18 @@ def draw_segmentation(
     unit = max(photo.size) / 640  # Line widths grow with the photo, so that it looks alike at any size.
     picture = Image.composite(photo, photo.point(lambda value: int(value * 0.62)), as_image(np.any(masks, axis=0)))
     for index, mask in enumerate(masks):
-        color = COLORS[index % len(COLORS)]
-        picture.paste(color, mask=as_image(mask).point(lambda value: int(value * opacity)))
-        outline_mask(picture, as_image(mask), color, unit)
+        paint_mask(picture, as_image(mask), COLORS[index % len(COLORS)], opacity, unit)
     draw = ImageDraw.Draw(picture)
-    for index, box in enumerate(boxes):
-        draw.rectangle(tuple(box), outline=WHITE, width=round(3 * unit) or 1)
-        draw.rectangle(
-            tuple(box), outline=COLORS[(index + bool(len(points))) % len(COLORS)], width=round(2 * unit) or 1
-        )
-    for point, label in zip(points, labels if len(labels) else [1] * len(points), strict=True):
-        mark_point(picture, point, FOREGROUND if label else BACKGROUND, unit)
+    given = one_image(points, "input_points"), one_image(labels, "input_labels"), one_image(boxes, "input_boxes")
+    (prompts,) = gather_prompts(*given, images=1)
+    for index, prompt in enumerate(prompts):
+        if prompt.box and prompt.box != NO_BOX:
+            draw.rectangle(prompt.box, outline=WHITE, width=round(3 * unit) or 1)
+            draw.rectangle(prompt.box, outline=COLORS[index % len(COLORS)], width=round(2 * unit) or 1)
+    for prompt in prompts:
+        for point, label in zip(prompt.points, prompt.labels, strict=True):
+            if label != NO_POINT:
+                mark_point(picture, point, FOREGROUND if label else BACKGROUND, unit)
     return picture
 
 
@@ -91,8 +93,7 @@ def draw_everything(
         if (box := area.getbbox()) is None:
             continue
         # Around the mask alone: most are small, and there may be hundreds.
-        left, top = max(x + box[0] - 1, 0), max(y + box[1] - 1, 0)
-        right, bottom = min(x + box[2] + 1, photo.width), min(y + box[3] + 1, photo.height)
+        left, top, right, bottom = near((x + box[0], y + box[1], x + box[2], y + box[3]), 1, photo.size)
         area, box = area.crop((left - x, top - y, right - x, bottom - y)), (left, top, right, bottom)
         under = photo.crop(box)
         # Over the photo, not over the larger masks below, or colours would pile up to brown.
@@ -115,12 +116,13 @@ def label_map(records: Sequence[dict[str, Any]], size: tuple[int, int]) -> Image
     """Masks as numbers in one picture of 16 bits: 0 is no object, and a small object lies over a large one.
 
     Args:
-        records: With `segmentation` and `area`; an object's number is its place among them, from 1 on.
+        records: With `segmentation`, `bbox` and `area`; an object's number is its place among them, from 1 on.
         size: Width and height.
     """
     labels = np.zeros(size[::-1], dtype=np.uint16)
     for number in sorted(range(min(len(records), MOST_OBJECTS)), key=lambda n: -records[n]["area"]):
-        labels[decode_rle(records[number]["segmentation"]).numpy()] = number + 1
+        x, y, width, height = bbox = records[number]["bbox"]
+        labels[y : y + height, x : x + width][decode_box(records[number]["segmentation"], bbox)] = number + 1
     return Image.fromarray(labels)
 
 
@@ -129,12 +131,37 @@ def as_image(mask: np.ndarray) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-def outline_mask(picture: Image.Image, mask: Image.Image, color: tuple[int, int, int], unit: float) -> None:
-    """A soft white line around the mask with its colour inside."""
-    for width, ink in ((4, WHITE), (2, color)):
-        reach = max(1, round(width * unit / 2))
-        edge = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(2 * reach + 1)), mask)
-        picture.paste(ink, mask=edge.filter(ImageFilter.GaussianBlur(0.6 * unit)))
+def paint_mask(
+    picture: Image.Image, mask: Image.Image, color: tuple[int, int, int], opacity: float, unit: float
+) -> None:
+    """The mask in its colour, outlined in it, with a soft white line around that."""
+    if (box := mask.getbbox()) is None:
+        return
+    soft = 0.6 * unit
+    reaches = [max(1, round(width * unit / 2)) for width in (4, 2)]
+    # Nothing is drawn beyond the wider line and the three passes of the blur.
+    box = near(box, max(reaches) + 3 * math.ceil(soft), picture.size)
+    mask = mask.crop(box)
+    picture.paste(color, box, mask.point(lambda value: int(value * opacity)))
+    for reach, ink in zip(reaches, (WHITE, color), strict=True):
+        edge = ImageChops.subtract(widened(mask, reach), mask)
+        picture.paste(ink, box, edge.filter(ImageFilter.GaussianBlur(soft)))
+
+
+def near(box: tuple[int, int, int, int], reach: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) with so many pixels around it, as far as a picture of this size has them."""
+    left, top, right, bottom = box
+    return max(left - reach, 0), max(top - reach, 0), min(right + reach, size[0]), min(bottom + reach, size[1])
+
+
+def widened(mask: Image.Image, reach: int) -> Image.Image:
+    """A mask of 0 and 255 with what lies at most `reach` (up to 254) pixels beside it, as Pillow's MaxFilter gives it.
+
+    In time that does not grow with the reach: where an average is above 0, something is near.
+    """
+    for direction in ((reach, 0), (0, reach)):
+        mask = mask.filter(ImageFilter.BoxBlur(direction)).point(lambda value: 255 * (value > 0))
+    return mask
 
 
 def mark_point(picture: Image.Image, point: Sequence[float], color: tuple[int, int, int], unit: float) -> None:

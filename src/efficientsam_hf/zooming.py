@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .masks_efficientsam import masks_to_boxes
+from .prompts_efficientsam import clip_box
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom; the last two are behind the last pixel
 LEAST_SIDE = 32  # pixels of a window, where the picture has them
@@ -54,13 +55,13 @@ class Pointed:
         return [point for point, label in zip(self.points, self.labels, strict=True) if label == 1]
 
     def region(self, mask: Tensor) -> list[float] | None:
-        """The box around the object: the one that is given, or else that of a mask (H, W), and its clicks.
+        """The box around the object: the given one, cut to the picture, or else that of a mask (H, W); and its clicks.
 
         None without either: a click alone says nothing of the object's size.
         """
         if not self.box and not mask.any():
             return None
-        own = list(self.box) if self.box else masks_to_boxes(mask).tolist()
+        own = clip_box("an object", list(self.box), *mask.shape) if self.box else masks_to_boxes(mask).tolist()
         x0, y0, x1, y1 = zip(own, *([x, y, x + 1, y + 1] for x, y in self.on_object()), strict=True)
         return [min(x0), min(y0), max(x1), max(y1)]
 
