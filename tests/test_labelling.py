@@ -29,7 +29,7 @@ from efficientsam_hf.labelling.formats import FORMATS
 from efficientsam_hf.labelling.outlines import area_of, joined, outlines_of
 from efficientsam_hf.labelling.shards import LabelFolder
 from efficientsam_hf.labelling.sources import find_label_shards
-from efficientsam_hf.masks_efficientsam import decode_rle, encode_rle
+from efficientsam_hf.masks_efficientsam import decode_rle, encode_rle, masks_to_boxes
 
 LOOSE = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0, "box_nms_thresh": 0.9}
 LOOSE_OPTIONS = [word for name, value in LOOSE.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -64,7 +64,9 @@ def draw_masks(name: str, pixels: torch.Tensor) -> list[dict]:
     generator = np.random.default_rng(list(name.encode()))
     _, masks = make_scene(int(generator.integers(1000)), *pixels.shape[1:])
     ones = masks[: int(generator.integers(1, 4))]
-    return [{"segmentation": encode_rle(mask), "area": int(mask.sum()), "bbox": [0, 0, 1, 1]} for mask in ones]
+    rows = [{"segmentation": encode_rle(mask), "area": int(mask.sum())} for mask in ones]
+    boxes = [masks_to_boxes(torch.from_numpy(mask)).tolist() for mask in ones]
+    return [{**row, "bbox": [x0, y0, x1 - x0, y1 - y0]} for row, (x0, y0, x1, y1) in zip(rows, boxes, strict=True)]
 
 
 def label(source, output, format="coco", labeller=draw_masks, **shards) -> LabelFolder:

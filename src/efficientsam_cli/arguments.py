@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,15 @@ def place_of(device: str | None, model: str | None = None) -> str | None:
     place = device or str(fastest_device())
     # Its number at once, for whoever asks for "cuda" alone starts up the first GPU.
     return str(find_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if place == "cuda" else place))
+
+
+def hashes_of(model: Any, processor: Any) -> dict[str, str]:
+    """What tells models of one name apart: hashes of the weights, and of config and processor."""
+    from efficientsam_hf.evaluation.predictor import EfficientSamPredictor
+    from efficientsam_hf.evaluation.results import describe_model
+
+    known = describe_model(EfficientSamPredictor(model, processor), "", "")
+    return {name: known[name] for name in ("weights_sha256", "settings_sha256")}
 
 
 def parse_numbers(text: str, name: str, counts: tuple[int, ...], form: str) -> list[float]:

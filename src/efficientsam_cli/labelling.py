@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .arguments import Device, Model, place_of
+from .arguments import Device, Model, hashes_of, place_of
 
 
 def label(
@@ -52,6 +52,7 @@ def label(
     from transformers.utils import logging
 
     from efficientsam_hf import load_checkpoint
+    from efficientsam_hf.exported.manifest import checksum
     from efficientsam_hf.labelling.boxes import BoxPrompts
     from efficientsam_hf.labelling.shards import LabelFolder
     from efficientsam_hf.labelling.sources import find_label_shards
@@ -63,24 +64,13 @@ def label(
     rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
     logging.disable_progress_bar()
     loaded, processor = load_checkpoint(model, device=place_of(device, model))
-    settings: dict[str, Any] = {"model": model or "default", **hashes_of(loaded, processor, boxes)}
-    settings |= {"boxes": str(boxes) if boxes else None, "options": options}
+    settings: dict[str, Any] = {"model": model or "default", **hashes_of(loaded, processor), "options": options}
+    settings |= {"boxes": str(boxes) if boxes else None, "boxes_sha256": checksum(boxes) if boxes else None}
     folder = LabelFolder(output, format, shards, settings, prompts.categories if prompts else None)
     work = labeller(loaded, processor, prompts, options)
     with bar_of(folder, rank, processes) as progress:
         done = list(folder.label(work, rank, processes, progress))
     tell(folder, output, spoken=bool(done) or rank == 0)
-
-
-def hashes_of(model: Any, processor: Any, boxes: Path | None) -> dict[str, str | None]:
-    """What tells models and boxes of one name apart: of the weights, of config and processor, of the JSON."""
-    from efficientsam_hf.evaluation.predictor import EfficientSamPredictor
-    from efficientsam_hf.evaluation.results import describe_model
-    from efficientsam_hf.exported.manifest import checksum
-
-    known = describe_model(EfficientSamPredictor(model, processor), "", "")
-    names = ("weights_sha256", "settings_sha256")
-    return {**{name: known[name] for name in names}, "boxes_sha256": checksum(boxes) if boxes else None}
 
 
 def labeller(model: Any, processor: Any, prompts: Any, options: dict[str, Any]) -> Callable:

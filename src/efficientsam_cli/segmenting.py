@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .arguments import Device, Model, parse_numbers, place_of, progress_bar
+from .arguments import Device, Model, hashes_of, parse_numbers, place_of, progress_bar
 
 
 def predict(
@@ -122,7 +122,7 @@ def everything(
         typer.echo(f"{count} masks: {output}" + (f", {json_file}" if json_file else ""))
         return
     output = output or Path(f"{Path(source).resolve().name}_masks")
-    settings = {"model": model or "default"}
+    settings = {"model": model or "default", **hashes_of(loaded, processor)}
     problems = segment_folder(loaded, processor, source, output, progress_bar, settings, **options)
     for problem in problems:
         typer.echo(f"efficientsam: {problem}", err=True)

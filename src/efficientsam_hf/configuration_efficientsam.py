@@ -197,6 +197,12 @@ class EfficientSamMaskDecoderConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     @property
+    def values_per_cell(self) -> int:
+        """About how many numbers exist at one time for a cell of the embedding while a prompt's masks are drawn."""
+        width1, width2 = self.upscaling_channels
+        return 5 * self.hidden_size + 3 * 4 * width1 + 2 * 16 * width2
+
+    @property
     def num_mask_tokens(self) -> int:
         """The single-mask token and one token for each mask of an ambiguous prompt."""
         return self.num_multimask_outputs + 1

@@ -121,6 +121,11 @@ class EfficientSamPreTrainedModel(PreTrainedModel):
         kinds = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = kinds.intersection(self._no_split_modules or ())
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer whose output the encoder's first block reads, where transformers asks for it."""
+        embeddings = getattr(getattr(self, "vision_encoder", self), "embeddings", None)
+        return super().get_input_embeddings() if embeddings is None else embeddings.input_layer
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, EfficientSamSilentConv2d):
@@ -530,10 +535,6 @@ class EfficientSamVisionEncoder(EfficientSamPreTrainedModel):
         self.neck = EfficientSamVisionNeck(config)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The layer whose output the first block reads, where transformers asks for it."""
-        return self.embeddings.input_layer
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -1212,9 +1213,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
 
     def bytes_per_prompt(self, cells: int) -> int:
         """About what one prompt takes while its masks are drawn over an embedding grid of so many cells."""
-        width1, width2 = self.config.upscaling_channels
-        values = 5 * self.config.hidden_size + 3 * 4 * width1 + 2 * 16 * width2
-        return cells * values * self.iou_token.element_size()
+        return cells * self.config.values_per_cell * self.iou_token.element_size()
 
     def predict_iou(self, tokens: Tensor, chosen: slice) -> Tensor:
         """How good the chosen masks will be, known before they are drawn.
@@ -1318,10 +1317,6 @@ class EfficientSamVisionModel(EfficientSamPreTrainedModel):
         self.vision_encoder = EfficientSamVisionEncoder(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The layer whose output the first block reads, where transformers asks for it."""
-        return self.vision_encoder.get_input_embeddings()
-
     def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> EfficientSamVisionOutput:
         """Pictures (B, 3, H, W), normalised, H and W multiples of the patch size -> `EfficientSamVisionOutput`."""
         return self.vision_encoder(pixel_values, **kwargs)
@@ -1340,10 +1335,6 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         self.prompt_encoder = EfficientSamPromptEncoder(config.prompt_encoder_config)
         self.mask_decoder = EfficientSamMaskDecoder(config.mask_decoder_config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The layer whose output the first block reads, where transformers asks for it."""
-        return self.vision_encoder.get_input_embeddings()
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """As transformers' own, which notes one Auto class of a class that travels with its code: here it is both."""

@@ -81,10 +81,6 @@ class EfficientSamTrunk(EfficientSamPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The layer whose output the first block reads, where transformers asks for it."""
-        return self.embeddings.input_layer
-
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -189,10 +185,6 @@ class EfficientSamBackbone(BackboneMixin, EfficientSamPreTrainedModel):
         self.multiple = max([config.patch_size, *strides.values()])
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The layer whose output the first block reads, where transformers asks for it."""
-        return self.vision_encoder.get_input_embeddings()
-
     @merge_with_config_defaults
     @can_return_tuple
     def forward(  # type: ignore[override]  # transformers' own passes them on as keywords, too
@@ -285,10 +277,6 @@ class EfficientSamForImageClassification(EfficientSamPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, EfficientSamForImageClassification) and module.class_token is not None:
             init.normal_(module.class_token, std=self.config.initializer_range)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The layer whose output the first block reads, where transformers asks for it."""
-        return self.vision_encoder.get_input_embeddings()
 
     def pool(self, hidden_states: Tensor) -> Tensor:
         """What the last layer gives, see `EfficientSamTrunkOutput` -> (B, C)."""

@@ -96,10 +96,6 @@ class EfficientSamMaskedEncoder(EfficientSamPreTrainedModel):
             table = F.pad(table.flatten(0, 1), (0, 0, 1, 0))[None]
             init.copy_(module.position_embedding, table.to(module.position_embedding))
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The layer whose output the first block reads, where transformers asks for it."""
-        return self.embeddings.input_layer
-
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -244,10 +240,6 @@ class EfficientSamForPreTraining(EfficientSamPreTrainedModel):
             config.decoder_config, config.vision_config.hidden_size, config.prediction_channels
         )
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The layer whose output the first block reads, where transformers asks for it."""
-        return self.vision_encoder.get_input_embeddings()
 
     @merge_with_config_defaults
     @can_return_tuple

@@ -244,8 +244,7 @@ def files_hash(pictures: Iterable[LabelledPicture]) -> str:
     digest = hashlib.sha256()
     for picture in pictures:
         blob = picture.image
-        size = blob.size if blob.size >= 0 else blob.path.stat().st_size
-        digest.update(f"{os.path.abspath(blob.path)} {blob.offset} {size}\n".encode())
+        digest.update(f"{os.path.abspath(blob.path)} {blob.offset} {blob.count()}\n".encode())
     return digest.hexdigest()
 
 

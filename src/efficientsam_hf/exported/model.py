@@ -134,9 +134,7 @@ class ExportedMaskDecoder:
 
     def bytes_per_prompt(self, cells: int) -> int:
         """About what one prompt takes inside the graph, on an embedding grid of so many cells."""
-        config = self.model.config.mask_decoder_config
-        width1, width2 = config.upscaling_channels
-        return 4 * cells * (5 * config.hidden_size + 3 * 4 * width1 + 2 * 16 * width2)
+        return 4 * cells * self.model.config.mask_decoder_config.values_per_cell
 
     def prepare(self, image_embeddings: Tensor) -> Tensor:
         """The embeddings (1, C, h, w) of a picture, as they are."""
