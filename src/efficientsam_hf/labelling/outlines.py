@@ -11,7 +11,7 @@ from ..masks_efficientsam import decode_rle
 def outlines_of(rle: dict) -> list[np.ndarray]:
     """The outer outline of each part of a mask in run lengths, the largest part first: (P, 2), x and y of pixels.
 
-    A part too thin for a polygon is drawn around as a box of three or four corners.
+    A part of one or two corners repeats the last, for readers want three.
     """
     import cv2
 
@@ -23,20 +23,8 @@ def outlines_of(rle: dict) -> list[np.ndarray]:
     top, left = int(rows[0]), int(columns[0])
     inside = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1])
     found, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
-    outlines = [outline[:, 0] if len(outline) > 2 else thin_outline(outline[:, 0]) for outline in found]
-    return sorted(outlines, key=lambda outline: -area_of(outline))
-
-
-def thin_outline(points: np.ndarray) -> np.ndarray:
-    """One or two pixels (1 or 2, 2) as a polygon of as many corners as a polygon needs."""
-    first, last = points[0], points[-1]
-    return np.array([first, last, last]) if len(points) > 1 else np.array([first, first, first])
-
-
-def area_of(outline: np.ndarray) -> float:
-    """The area inside a polygon (P, 2) by Gauss's formula."""
-    x, y = outline[:, 0].astype(float), outline[:, 1].astype(float)
-    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+    outlines = [outline[:, 0] if len(outline) > 2 else outline[[0, -1, -1], 0] for outline in found]
+    return sorted(outlines, key=cv2.contourArea, reverse=True)
 
 
 def joined(outlines: list[np.ndarray]) -> np.ndarray:
