@@ -1,6 +1,5 @@
 """The command that labels many pictures."""
 
-import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +51,7 @@ def label(
     from transformers.utils import logging
 
     from efficientsam_hf import load_checkpoint
+    from efficientsam_hf.evaluation.journal import Share
     from efficientsam_hf.exported.manifest import checksum
     from efficientsam_hf.labelling.boxes import BoxPrompts
     from efficientsam_hf.labelling.shards import LabelFolder
@@ -61,16 +61,16 @@ def label(
     MaskGenerationSettings.read(**options)
     shards = find_label_shards(source, pictures_per_shard, split, column)
     prompts = BoxPrompts(boxes, shards) if boxes else None
-    rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
+    share = Share.of_environment()
     logging.disable_progress_bar()
     loaded, processor = load_checkpoint(model, device=place_of(device, model))
     settings: dict[str, Any] = {"model": model or "default", **hashes_of(loaded, processor), "options": options}
     settings |= {"boxes": str(boxes) if boxes else None, "boxes_sha256": checksum(boxes) if boxes else None}
     folder = LabelFolder(output, format, shards, settings, prompts.categories if prompts else None)
     work = labeller(loaded, processor, prompts, options)
-    with bar_of(folder, rank, processes) as progress:
-        done = list(folder.label(work, rank, processes, progress))
-    tell(folder, output, spoken=bool(done) or rank == 0)
+    with bar_of(folder, share.rank, share.processes) as progress:
+        done = list(folder.label(work, share.rank, share.processes, progress))
+    tell(folder, output, spoken=bool(done) or share.rank == 0)
 
 
 def labeller(model: Any, processor: Any, prompts: Any, options: dict[str, Any]) -> Callable:

@@ -1,6 +1,5 @@
 """Commands that prepare pretraining."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,18 +36,19 @@ def cache_features(
 
     from efficientsam_hf.data.crops import RandomResizedCrop, SampleMaker
     from efficientsam_hf.data.images import find_pictures
+    from efficientsam_hf.evaluation.journal import Share
     from efficientsam_hf.training.feature_cache import CacheSettings, write_cache
     from efficientsam_hf.training.teachers import load_teacher
 
     mean = parse_numbers(teacher_mean, "--teacher-mean", (3,), "R,G,B") if teacher_mean else None
     std = parse_numbers(teacher_std, "--teacher-std", (3,), "R,G,B") if teacher_std else None
-    rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
+    share = Share.of_environment()
     place = place_of(device)
     pictures = find_pictures(sources)
     weights = getattr(torch, dtype)
     loaded = load_teacher(teacher, teacher_size, not before_neck, teacher_output, mean, std, weights).to(place)
     maker = SampleMaker(seed=seed, crop=RandomResizedCrop(smallest_area), crops=crops or None)
     settings = CacheSettings(grid, crops, seed, smallest_area, pictures_per_shard)
-    for shard in write_cache(output, pictures, loaded, maker, settings, batch_size, rank, processes):
+    for shard in write_cache(output, pictures, loaded, maker, settings, batch_size, share.rank, share.processes):
         typer.echo(f"shard {shard} done", err=True)
     typer.echo(f"features of {len(pictures)} pictures: {output}")
