@@ -320,9 +320,9 @@ def measure(
     step: int,
 ) -> None:
     """Mean IoU on held-out pictures by box and clicks, some of them drawn, the best model kept."""
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    # Of weights in shards the main process alone has gathered all.
-    share = pictures[rank::ranks] if not is_shared_out(accelerator) else pictures if rank == 0 else []
+    share = pictures[accelerator.process_index :: accelerator.num_processes]
+    if is_shared_out(accelerator):  # the main process alone has gathered all weights
+        share = pictures if accelerator.is_main_process else []
     scores = score_held_out(model, processor, share, masks=args.masks_per_image, gather=gather_object)
     accelerator.print(f"measured at step {step}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     accelerator.log({f"held_out_{name}": value for name, value in scores.items()}, step=step)

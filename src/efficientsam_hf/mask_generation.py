@@ -204,7 +204,8 @@ def find_names(folder: Path, output: Path) -> dict[str, Path]:
     """A folder's pictures by the names of their files in `output`, sorted. Raises ValueError if they have none."""
     if folder.resolve() == output.resolve():
         raise ValueError(f"the pictures of {folder} would be written over: choose another folder for the masks")
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in picture_suffixes())
+    suffixes = picture_suffixes()
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
     names = [path.stem for path in pictures]
     doubles = sorted({name for name in names if names.count(name) > 1})
     if not pictures or doubles:

@@ -5,6 +5,7 @@ own class wants torchvision, and this package's does as it does: stretched to th
 bilinearly. Of several masks the one with the highest predicted IoU counts, after one click and after many alike.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..image_processing_efficientsam import EfficientSamImageProcessor
 from .predictor import Answer, Embedded, Prompts, module_hash
 
 
-class TransformersPredictor:
+class TransformersPredictor(ABC):
     """What SAM's descendants in transformers have in common: their decoder takes what SAM's takes.
 
     Args:
@@ -33,9 +34,9 @@ class TransformersPredictor:
         self.name = name
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
 
+    @abstractmethod
     def read(self, picture: Image.Image) -> tuple[Tensor, np.ndarray]:
         """What the encoder sees, (1, 3, S, S), and the factors of x and y from the picture to it."""
-        raise NotImplementedError(f"{type(self).__name__} reads no pictures")
 
     def encode(self, pixel_values: Tensor) -> dict[str, Any]:
         """The encoder's work, as the model's forward takes it."""
