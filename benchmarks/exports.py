@@ -2,6 +2,7 @@
 
     python benchmarks/exports.py --folder exports --prepare
     python benchmarks/exports.py --folder exports
+    python benchmarks/exports.py --folder exports --rounds 15 --rows "torch, sdpa" openvino
 
 The first call writes the files, the second measures them beside torch. Random weights: the time does not depend on
 their values; how accurate 8 bits are says benchmarks/agreement.py. "TorchScript" is the eager model exported as the
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("exports"))
     parser.add_argument("--prepare", action="store_true", help="write the files and stop")
     parser.add_argument("--variant", default="tiny", choices=list(VARIANTS))
+    parser.add_argument("--rows", nargs="+", help="of the table, these and those that ratios are to; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so many")
     parser.add_argument("--threads", type=int, default=2)
@@ -116,6 +118,10 @@ def main() -> None:
     rows["torch, bfloat16"] = in_torch(build(args.variant).bfloat16(), "sdpa")
     for name, file in FILES.items():
         rows[name] = runner(args.folder / file, args.threads, "bf16" if name.endswith("bfloat16") else "f32")
+    if args.rows:
+        if unknown := set(args.rows) - set(rows):
+            parser.error(f"--rows must be of {'; '.join(rows)}, got {'; '.join(sorted(unknown))}")
+        rows = {name: run for name, run in rows.items() if name in (EAGER, SCRIPT, *args.rows)}
     side = model.config.vision_config.image_size
     pixels = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
     answers = {name: run(pixels) for name, run in rows.items()}  # the first round warms up

@@ -9,6 +9,7 @@ from conftest import REPOSITORY, make_model, tiny_config
 from torch.testing import assert_close
 
 from efficientsam_hf.efficientnet import BATCH_NORM_EPS, EFFICIENTNET_LITE0, rescale_input, start_from_efficientnet
+from efficientsam_hf.modeling_efficientsam import EfficientSamSameConv2d
 
 # (stride of the first block, blocks, channels, expansion, kernel): three stages of a small EfficientNet-Lite.
 STAGES = [(1, 1, 4, 1, 3), (2, 2, 6, 2, 5), (2, 1, 8, 2, 3)]
@@ -79,6 +80,42 @@ def test_stem_is_efficientnet_with_its_norms_folded_in(tmp_path, stem, monkeypat
     pixels = torch.randn(2, 3, 48, 64)
     stem.projection = torch.nn.Identity()
     assert_close(stem(pixels)[0], written_out(weights, pixels), rtol=1e-4, atol=1e-4)
+
+
+SIZES = [(3, 1, 1), (5, 1, 2), (3, 2, 1), (5, 2, 1), (2, 2, 1)]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), SIZES)
+@pytest.mark.parametrize("exporting", [False, True])
+def test_an_odd_padding_is_longer_below_and_right(kernel, stride, dilation, exporting, monkeypatch):
+    monkeypatch.setattr("torch.compiler.is_exporting", lambda: exporting)
+    convolution = EfficientSamSameConv2d(4, 4, kernel, stride, dilation=dilation, groups=2)
+    pixels = torch.randn(2, 4, 12, 20)
+    total = dilation * (kernel - 1) + 1 - stride
+    padded = F.pad(pixels, (total // 2, total - total // 2) * 2)
+    wanted = F.conv2d(padded, convolution.weight, convolution.bias, stride, dilation=dilation, groups=2)
+    assert wanted.shape[2:] == (12 // stride, 20 // stride)
+    assert_close(convolution(pixels), wanted)
+
+
+@pytest.mark.parametrize("act", ["relu6", "relu", "silu"])
+def test_working_in_place_changes_neither_answers_nor_gradients(act):
+    """Block outputs, which are residuals and details, are read after the next block has worked."""
+    config = tiny_config()
+    config.vision_config.stem_stages, config.vision_config.stem_channels = ROWS, 4
+    config.vision_config.patch_size, config.vision_config.stem_act = 8, act
+    stem = make_model(config).vision_encoder.embeddings.patch_embedding
+    pixels, results = torch.randn(2, 3, 48, 64, requires_grad=True), []
+    for in_place in (act != "silu", False):
+        for module in stem.modules():
+            if isinstance(getattr(module, "activation", None), torch.nn.ReLU | torch.nn.ReLU6):
+                assert module.activation.inplace or results
+                module.activation.inplace = in_place
+        stem.zero_grad()
+        answer = stem(pixels)[0]
+        answer.square().sum().backward()
+        results.append([answer, *(parameter.grad.clone() for parameter in stem.parameters())])
+    assert_close(*results)
 
 
 def test_first_convolution_takes_our_normalisation():

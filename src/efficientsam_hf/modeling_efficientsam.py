@@ -281,16 +281,39 @@ class EfficientSamPositionalEmbedding(nn.Module):
 
 
 class EfficientSamSameConv2d(nn.Conv2d):
-    """A convolution that gives H / stride x W / stride; an odd padding has its longer side below and right."""
+    """A convolution that gives H / stride x W / stride, of which H and W are multiples.
+
+    An odd padding has its longer side below and right. No convolution pads so by itself, and to pad its input would
+    copy it: so both sides get the shorter one and a stride, and the answer's first row and column are left out.
+    """
+
+    def __init__(self, channels: int, output_channels: int, kernel_size: int, stride: int = 1, **options: Any):
+        super().__init__(channels, output_channels, kernel_size, stride, **options)
+        total = max(self.dilation[0] * (kernel_size - 1) + 1 - stride, 0)
+        self.is_odd, self.shorter = bool(total % 2), total // 2
+        self.padding = (self.shorter + self.is_odd * stride,) * 2
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        total = max(self.dilation[0] * (self.kernel_size[0] - 1) + 1 - self.stride[0], 0)
-        before = total // 2
-        hidden_states = F.pad(hidden_states, (before, total - before) * 2)
+        if self.is_odd and torch.compiler.is_exporting():
+            # Other runtimes make padding and convolution one.
+            padded = F.pad(hidden_states, (self.shorter, self.shorter + 1) * 2)
+            return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         if self.dilation[0] > 1 and hidden_states.device.type == "cpu" and torch.is_grad_enabled():
             # Of channels last in bfloat16, torch 2.13 gives a dilated depthwise filter a wrong gradient on CPUs.
             hidden_states = hidden_states.contiguous()
-        return super().forward(hidden_states)
+        answer = super().forward(hidden_states)
+        return answer[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last) if self.is_odd else answer
+
+
+def stem_activation(name: str) -> nn.Module:
+    """The activation, in place if its answer tells its gradient: nothing else needs the convolution's own answer.
+
+    The widened channels are the stem's largest tensors, and for a CPU new memory is as dear as the arithmetic.
+    """
+    activation = ACT2FN[name]
+    if isinstance(activation, nn.ReLU | nn.Hardtanh):
+        activation.inplace = True
+    return activation
 
 
 class EfficientSamInvertedResidual(nn.Module):
@@ -307,7 +330,7 @@ class EfficientSamInvertedResidual(nn.Module):
         self.expand = nn.Conv2d(channels, inner, kernel_size=1) if expansion > 1 else None
         self.filter = EfficientSamSameConv2d(inner, inner, kernel, stride, dilation=dilation, groups=inner)
         self.narrow = nn.Conv2d(inner, output_channels, kernel_size=1)
-        self.activation = ACT2FN[act]
+        self.activation = stem_activation(act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         inner = self.activation(self.expand(hidden_states)) if self.expand else hidden_states
@@ -359,7 +382,7 @@ class EfficientSamConvolutionalStem(nn.Module):
                 channels = row[3]
             self.last_blocks[stride] = (len(self.blocks) - 1, channels)
         self.projection = nn.Conv2d(channels, config.hidden_size, kernel_size=1)
-        self.activation = ACT2FN[config.stem_act]
+        self.activation = stem_activation(config.stem_act)
         if config.detail_channels:
             self.details = EfficientSamStemDetails((self.last_blocks[8][1], self.last_blocks[4][1]), config)
 
