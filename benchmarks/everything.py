@@ -3,7 +3,7 @@
     python benchmarks/everything.py --size 1920x1080 --peer_points_per_side 8
     python benchmarks/everything.py --device cuda --dtype bfloat16 --no_decoder --peer_points_per_side 8 --threads 8
 
-The peers are (a) the plain way, written below: embeddings tiled for each prompt, all masks brought to full size, then
+The peers are (a) the plain way: embeddings tiled for each prompt, all masks brought to full size, then
 filtered; and (b) transformers' own pipeline with a SamModel whose decoder has the same size. Weights are random, so
 thresholds are set to let through the shares `--trusted` and, of those, `--stable` of the masks; their boxes are all
 alike, so that nothing is suppressed, and what passes is what stays: by default 150 of 1024 prompts' masks, each of
@@ -40,47 +40,16 @@ from efficientsam_hf import (
 from efficientsam_hf.cpu_threads import map_on_threads
 from efficientsam_hf.mask_search import MOST_THREADS
 from efficientsam_hf.masks_efficientsam import encode_rle, masks_to_boxes, nms, point_grid, stability_score
+from efficientsam_hf.training.tiled_decoding import decode_tiled
 
 CLOCK = time.perf_counter
 
 
-def plain_attention(attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(N, T, C), (N, S, C), (N, S, C) -> (N, T, C), everything projected."""
-    query, key, value = (
-        project(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for project, tokens in ((attention.q_proj, query), (attention.k_proj, key), (attention.v_proj, value))
-    )
-    return attention.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-
-
 def plain_decode(model: EfficientSamModel, embeddings: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings (1, C, h, w), clicks (Q, 2) -> logits (Q, 3, 4h, 4w), predicted IoU (Q, 3), embeddings tiled."""
-    decoder, prompt_encoder = model.mask_decoder, model.prompt_encoder
     inputs = model.get_decoder_inputs(embeddings, points[None, :, None])
-    prompts, free = inputs["prompts"][0], inputs["last_stands_for"]
-    prompts = torch.cat([prompts, prompts[:, -1:].expand(-1, free - 1, -1)], dim=1)
-    assert prompts.shape[1] == prompt_encoder.config.max_prompt_points
-    count, grid = len(points), embeddings.shape[-2:]
-    image = torch.tile(embeddings, (count, 1, 1, 1)).flatten(2).transpose(1, 2)
-    positions = inputs["image_positions"][None].repeat(count, 1, 1)
-    start = torch.cat([decoder.iou_token, decoder.mask_tokens]).expand(count, -1, -1)
-    first = tokens = torch.cat([start, prompts], dim=1)
-    for block in decoder.transformer.blocks:
-        tokens = tokens if block.is_first else tokens + first
-        tokens = block.layer_norm1(tokens + plain_attention(block.self_attention, tokens, tokens, tokens))
-        seen = plain_attention(block.token_to_image, tokens + first, image + positions, image)
-        tokens = block.layer_norm2(tokens + seen)
-        tokens = block.layer_norm3(tokens + block.mlp(tokens))
-        seen = plain_attention(block.image_to_token, image + positions, tokens + first, tokens)
-        norm = block.layer_norm4
-        image = F.layer_norm(image + seen, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    last = decoder.transformer.final_token_to_image
-    tokens = tokens + plain_attention(last, tokens + first, image + positions, image)
-    tokens = decoder.transformer.final_layer_norm(tokens)
-    upscaled = decoder.upscale_conv1(image.transpose(1, 2).unflatten(-1, grid))
-    upscaled = F.gelu(decoder.upscale_conv2(F.gelu(decoder.upscale_norm(upscaled))))
-    weights = torch.stack([decoder.hypernetworks[n](tokens[:, 1 + n]) for n in (1, 2, 3)], dim=1)
-    return (weights @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:]), decoder.iou_head(tokens[:, 0])[:, 1:]
+    decoded = decode_tiled(model.mask_decoder, **inputs, chosen=slice(1, None))
+    return decoded.pred_masks[0], decoded.iou_scores[0]
 
 
 def plain_everything(model, processor, photo: Image.Image, side: int, iou: float, stability: float) -> list[dict]:

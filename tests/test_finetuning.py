@@ -1,5 +1,7 @@
 """The interactive step: what it asks the model, what it blames it for, and that both can be learnt from."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures
 from efficientsam_hf.evaluation.held_out import score_held_out
 from efficientsam_hf.loss_efficientsam import segmentation_loss
-from efficientsam_hf.modeling_efficientsam import best_mask
+from efficientsam_hf.modeling_efficientsam import EfficientSamMaskDecoderOutput, best_mask
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
 from efficientsam_hf.training.optimization import set_learning_rate, warmup_cosine
 from efficientsam_hf.training.recipes import PromptRecipe
@@ -43,7 +45,12 @@ class Listener:
         self.asked, self.answered = [], []
         inputs = task.model.get_decoder_inputs
         task.model.get_decoder_inputs = lambda *args, **kwargs: (self.asked.append(kwargs), inputs(*args, **kwargs))[1]
-        task.model.mask_decoder.register_forward_hook(lambda model, args, output: self.answered.append(output))
+        task.ask = partial(self.hear, task.ask)
+
+    def hear(self, ask, *asked) -> tuple[Tensor, Tensor]:
+        masks, scores = ask(*asked)
+        self.answered.append(EfficientSamMaskDecoderOutput(pred_masks=masks, iou_scores=scores))
+        return masks, scores
 
     def points(self, number: int) -> tuple[Tensor, Tensor]:
         """Cells x, y (B, Q, P, 2) and labels (B, Q, P) of a round."""

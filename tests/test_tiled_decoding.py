@@ -1,0 +1,102 @@
+"""The decoder with each prompt's image written out answers, and teaches, what the model's own way does."""
+
+import pytest
+import torch
+from conftest import detail_config, make_model, tiny_config
+from test_extension import prompts
+from test_finetuning import generator
+from torch import Tensor
+from torch.testing import assert_close
+
+from efficientsam_hf import EfficientSamModel
+from efficientsam_hf.training.finetuning import ALL, ONE, THREE, InteractiveSegmentation
+from efficientsam_hf.training.recipes import RECIPES
+from efficientsam_hf.training.tiled_decoding import decode_tiled
+
+MASKS = {"mask_prompts": True, "mask_input_channels": 4}
+# Trained with six slots, so that in longer prompts a token stands for a share of one.
+LONG = {"max_prompt_points": 12, "padded_prompt_points": 6, "negative_points": True}
+
+
+@pytest.fixture(scope="module")
+def wide() -> Tensor:
+    """Pictures whose height is not their width, (2, 3, 48, 64)."""
+    return torch.randn(2, 3, 48, 64, generator=generator(), dtype=torch.float64)
+
+
+def results(model: EfficientSamModel, decode, pixels: Tensor, asked: dict[str, Tensor], chosen: slice) -> list[Tensor]:
+    """Masks, predicted IoU, and the gradients of all parameters."""
+    model.zero_grad()
+    inputs = model.get_decoder_inputs(model.get_image_embeddings(pixels), **asked)
+    decoded = decode(**inputs, chosen=chosen)
+    (decoded.pred_masks.square().mean() + decoded.iou_scores.square().mean()).backward()
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        # To the model's own way this bias says nothing; to the other one it does, and then is nothing but rounding.
+        if not name.endswith("token_to_image.k_proj.bias")
+    }
+    return [decoded.pred_masks, decoded.iou_scores, *gradients.values()]
+
+
+@pytest.mark.parametrize("chosen", [ONE, THREE, ALL], ids=["one", "three", "all"])
+@pytest.mark.parametrize(
+    ("config", "points", "masks"),
+    [
+        (tiny_config(), 2, False),
+        (tiny_config(), 6, False),
+        (tiny_config(**MASKS), 2, False),
+        (tiny_config(**MASKS), 2, True),
+        (tiny_config(**LONG), 9, False),
+        (tiny_config(**LONG, **MASKS), 9, True),
+        (detail_config(), 2, False),
+        (detail_config(**MASKS), 2, True),
+    ],
+    ids=["plain", "full", "no mask", "mask", "long", "long, mask", "details", "details, mask"],
+)
+def test_answers_and_gradients_are_the_models_own(config, points, masks, chosen, wide):
+    model = make_model(config).double()
+    asked = prompts(points, generator(1))
+    if config.prompt_encoder_config.max_prompt_points == 12:
+        asked["input_labels"][:, 0, 3:], asked["input_points"][:, 0, 3:] = -1, -1
+    if masks:
+        asked["input_masks"] = torch.randn(2, 3, 12, 16, generator=generator(2), dtype=torch.float64)
+    own = results(model, model.mask_decoder, wide, asked, chosen)
+    tiled = results(model, lambda **inputs: decode_tiled(model.mask_decoder, **inputs), wide, asked, chosen)
+    assert tiled[0].shape == (2, 3, len(range(4)[chosen]), 12, 16)
+    # The model's own way has its softmax and its norms in float32.
+    assert_close(tiled, own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_step_loses_as_much_either_way(recipe, wide):
+    abilities = {"negative_points": True, **MASKS, "max_prompt_points": 12} if recipe != "paper" else {}
+    model, losses = make_model(tiny_config(**abilities)).double(), []
+    if recipe == "sam":
+        model.config.mask_decoder_config.single_mask_token = True
+    labels = torch.zeros(2, 3, 12, 16)
+    labels[:, 0, 2:7, 3:9] = labels[:, 1, 5:, 8:] = labels[:, 2, :3] = 1
+    for tiles in (True, False):
+        task = InteractiveSegmentation(model, RECIPES[recipe])
+        task.tiles = lambda *_, tiles=tiles: tiles
+        losses.append(task(wide, labels, generator()))
+    assert_close(*losses)
+
+
+def test_images_are_written_out_where_arithmetic_is_cheap_or_each_prompt_has_its_own(model):
+    task, embeddings = InteractiveSegmentation(model), torch.zeros(1, 16, 4, 4)
+    assert not task.tiles(embeddings, {"input_points": torch.zeros(1, 1, 1, 2)})
+    assert task.tiles(embeddings, {"input_masks": torch.zeros(1, 1, 16, 16)})
+    assert task.tiles(embeddings.to("meta"), {"input_points": torch.zeros(1, 1, 1, 2)})
+
+
+def test_attention_is_dropped_while_learning_alone(wide):
+    config = tiny_config()
+    config.mask_decoder_config.attention_dropout = 0.5
+    model = make_model(config).double()
+    inputs = model.get_decoder_inputs(model.get_image_embeddings(wide), **prompts(2, generator(1)))
+    one, again = (decode_tiled(model.mask_decoder, **inputs, chosen=THREE).pred_masks for _ in range(2))
+    assert torch.equal(one, again)
+    model.train()
+    one, again = (decode_tiled(model.mask_decoder, **inputs, chosen=THREE).pred_masks for _ in range(2))
+    assert not torch.allclose(one, again)
