@@ -5,9 +5,13 @@
 
 On the first CUDA device, or on the CPU. Floating-point operations are those that the step needs, a multiplication with
 its addition counting as two; what gradient checkpointing computes again does not count, nor what writing out each
-prompt's image costs. They are compared with what
-the largest matrix products get on the same device in the same precision, and with `--peak_tflops`, the maker's figure.
-Memory is the most that was held at one time; on a CPU that of the process, less what it held before the first step.
+prompt's image costs. They are compared with what the largest matrix products get on the same device in the same
+precision, and with `--peak_tflops`, the maker's figure. Memory is the most that was held at one time; on a CPU by the
+process, so far.
+
+Both ways to decode, in turn: the prompts' images shared, and written out (`training/tiled_decoding.py`), of which
+training takes the second one on a GPU and with mask prompts. Operations to start and bytes to move are counted on one
+picture, without the optimizer's.
 """
 
 import argparse
@@ -17,12 +21,16 @@ import time
 from contextlib import nullcontext
 
 import torch
+from operations import Traffic
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamModel
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
 from efficientsam_hf.training.optimization import parameter_groups
 from efficientsam_hf.training.recipes import RECIPES
+
+SHARED = "shared"
+WAYS = {SHARED: False, "written out": True}
 
 
 def draw_batch(pictures: int, masks: int, side: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -91,47 +99,55 @@ def main() -> None:
     task = InteractiveSegmentation(model, RECIPES[args.recipe])
     optimizer = torch.optim.AdamW(parameter_groups(task, 0.1), lr=1e-5)
 
-    def step(batch: dict[str, torch.Tensor]) -> None:
+    def learn(batch: dict[str, torch.Tensor], written_out: bool) -> None:
+        task.tiles = lambda *_: written_out
         with precision(args, device):
             loss = task(**batch, generator=torch.Generator(device).manual_seed(0))["loss"]
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    batch, seconds, before = draw_batch(args.batch_size, args.masks, args.image_size, device), [], memory(device)
+    batch = draw_batch(args.batch_size, args.masks, args.image_size, device)
+    seconds, held = {name: [] for name in WAYS}, dict.fromkeys(WAYS, 0.0)
     for _ in range(args.steps + 2):
-        wait_for(device)
-        start = time.perf_counter()
-        step(batch)
-        wait_for(device)
-        seconds.append(time.perf_counter() - start)
-    taken, held = statistics.median(seconds[2:]), memory(device)
+        for name, written_out in WAYS.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            wait_for(device)
+            start = time.perf_counter()
+            learn(batch, written_out)
+            optimizer.step()
+            optimizer.zero_grad()
+            wait_for(device)
+            seconds[name].append(time.perf_counter() - start)
+            held[name] = memory(device)
     # Counted on one picture, where nothing is computed twice; a batch is so many times that.
     model.gradient_checkpointing_disable()
-    task.tiles = lambda *_: False
+    one = draw_batch(1, args.masks, args.image_size, device)
     with FlopCounterMode(display=False) as counter:
-        step(draw_batch(1, args.masks, args.image_size, device))
-    operations = counter.get_total_flops() * args.batch_size
+        learn(one, written_out=False)
+    needed = counter.get_total_flops()
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     print(
         f"{name}, torch {torch.__version__}, {args.variant} at {args.image_size}, batch {args.batch_size}, "
         f"{args.masks} masks, recipe {args.recipe}, {'bfloat16' if args.bfloat16 else 'float32'}"
-        f"{', gradient checkpointing' if args.gradient_checkpointing else ''}"
+        f"{', gradient checkpointing' if args.gradient_checkpointing else ''}; "
+        f"{needed / 1e12:.2f} TFLOP a picture, matrix products get {peak:.3f} TFLOP/s\n\n"
+        "| images of prompts | s a step | pictures/s | shared / this | of matrix products | of the maker's figure | "
+        f"operations a step | GB a picture | GiB at most |\n|{'---|' * 9}"
     )
-    reached = operations / taken / 1e12
-    print(
-        f"{args.batch_size / taken:.3f} pictures/s, {taken:.3f} s a step, "
-        f"{operations / args.batch_size / 1e12:.2f} TFLOP a picture"
-    )
-    print(f"{reached:.3f} TFLOP/s: {reached / peak:.1%} of what matrix products get here ({peak:.3f})")
-    if args.peak_tflops:
-        print(f"{reached / args.peak_tflops:.1%} of the maker's {args.peak_tflops}")
-    grown = "" if device.type == "cuda" else f", {held - before:.2f} of them more than before the timed steps"
-    print(f"{held:.2f} GiB at most{grown}")
+    for name, written_out in WAYS.items():
+        with Traffic() as traffic:
+            learn(one, written_out)
+        ratio = statistics.median(a / b for a, b in zip(*(seconds[way][2:] for way in (SHARED, name)), strict=True))
+        taken = statistics.median(seconds[name][2:])
+        speed = args.batch_size / taken
+        reached = needed * speed / 1e12
+        makers = f"{reached / args.peak_tflops:.1%}" if args.peak_tflops else ""
+        print(
+            f"| {name} | {taken:.3f} | {speed:.3f} | {ratio:.2f} | {reached / peak:.1%} | {makers} | "
+            f"{traffic.operations} | {traffic.bytes / 1e9:.1f} | {held[name]:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
-"""How many operations a model needs, and how many a device does: their quotient is the model FLOP utilisation."""
+"""How many operations a model needs, and how many a device does: their quotient is the model FLOP utilisation.
+
+And what else there is to do: kernels to start, bytes to read and write.
+"""
 
 import time
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -38,3 +44,25 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
         (left @ right)[0, 0].item()
         seconds.append(time.perf_counter() - start)
     return 2 * side**3 / min(seconds)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts what a device is given to do, whichever it is: `operations`, and `bytes` of their inputs and outputs.
+
+    Views are no operations. What one operation does inside, and caches, it does not see.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        answer = operation(*args, **(kwargs or {}))
+        given, got = (
+            [part for part in tree_leaves(parts) if isinstance(part, Tensor)] for parts in ((args, kwargs), answer)
+        )
+        places = {part.untyped_storage().data_ptr() for part in given}
+        if operation._schema.is_mutable or any(part.untyped_storage().data_ptr() not in places for part in got):
+            self.operations += 1
+            self.bytes += sum(part.numel() * part.element_size() for part in (*given, *got))
+        return answer

@@ -35,9 +35,8 @@ def mean_over_known(values: Tensor, known: Tensor) -> Tensor:
 def focal_loss(logits: Tensor, targets: Tensor, known: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss (Lin et al., 2017) averaged over known pixels: (..., h, w) each -> (...)."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    chances = logits.sigmoid()
-    missed = chances * (1 - targets) + (1 - chances) * targets
-    balance = alpha * targets + (1 - alpha) * (1 - targets)
+    missed = (logits.sigmoid() - targets).abs()
+    balance = (1 - alpha) + (2 * alpha - 1) * targets
     return mean_over_known(balance * missed**gamma * cross_entropy, known)
 
 
