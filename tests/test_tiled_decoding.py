@@ -90,6 +90,20 @@ def test_images_are_written_out_where_arithmetic_is_cheap_or_each_prompt_has_its
     assert task.tiles(embeddings.to("meta"), {"input_points": torch.zeros(1, 1, 1, 2)})
 
 
+@pytest.mark.parametrize("abilities", [{}, LONG, {**LONG, **MASKS}], ids=["plain", "long", "long, mask"])
+def test_mixed_precision_changes_little(abilities, pixels):
+    model = make_model(tiny_config(**abilities))
+    asked = prompts(9 if abilities else 2, generator(1))
+    if "mask_prompts" in abilities:
+        asked["input_masks"] = torch.randn(2, 3, 16, 16, generator=generator(2))
+    answers = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            inputs = model.get_decoder_inputs(model.get_image_embeddings(pixels), **asked)
+            answers.append(decode_tiled(model.mask_decoder, **inputs, chosen=THREE).pred_masks.float())
+    assert (answers[0] - answers[1]).norm() < 0.1 * answers[1].norm()
+
+
 def test_attention_is_dropped_while_learning_alone(wide):
     config = tiny_config()
     config.mask_decoder_config.attention_dropout = 0.5
