@@ -1,9 +1,9 @@
-"""The mask decoder with each prompt's image written out, which is the quicker way to learn on a GPU.
+"""The mask decoder with each prompt's image written out, for learning on a GPU.
 
 The model itself writes no prompt's image out: that saves arithmetic and memory, above all where nothing is learnt.
-With gradients it costs nearly twice as many operations, most of them small, and moves nearly twice as many bytes. A
-GPU waits for those, and has arithmetic to spare; on a CPU it is the other way round, unless mask prompts give each
-prompt an image of its own anyway. The answers are the same.
+With gradients it takes nearly twice as many operations, most of them small, and moves nearly twice as many bytes (in
+bfloat16), which is what a training GPU was measured to wait for. On a CPU arithmetic is what is dear, unless mask
+prompts give each prompt an image of its own anyway. The answers are the same.
 
 N = B * Q prompts of B pictures, T tokens, S cells, C channels.
 """
@@ -59,7 +59,7 @@ def decode_tiled(
 def upscale(decoder: EfficientSamMaskDecoder, images: Tensor, details: Tensor, count: int) -> Tensor:
     """Images (N, C, h, w), details (B, channels, h, w) of `count` prompts each -> (N, channels, 4h, 4w)."""
     widths = decoder.config.upscaling_channels
-    coarse, fine = (details.split([4 * widths[0], 16 * widths[1]], dim=1)) if details.shape[1] else (None, None)
+    coarse, fine = details.split([4 * widths[0], 16 * widths[1]], dim=1) if details.shape[1] else (None, None)
     halves = add_details(decoder.upscale_conv1(images), coarse, widths[0], count)
     halves = decoder.activation(decoder.upscale_norm(halves))
     return decoder.activation(add_details(decoder.upscale_conv2(halves), fine, widths[1], count))
@@ -69,8 +69,9 @@ def add_details(images: Tensor, details: Tensor | None, width: int, count: int) 
     """Images (N, width, H, W) and details that lie in the embeddings' cells, by row and column of half and quarter."""
     if details is None:
         return images
-    parts = details.unflatten(1, (-1, width)).transpose(1, 2)  # of each channel all halves, or halves and quarters
+    parts = details.unflatten(1, (-1, width)).transpose(1, 2)
     if parts.shape[2] == 16:
+        # What comes last is spread first: halves, then their quarters.
         parts = parts.unflatten(2, (4, 4)).transpose(2, 3).flatten(2, 3)
     details = parts.flatten(1, 2)
     while details.shape[1] > width:
