@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import make_model, tiny_config
@@ -267,6 +269,12 @@ def test_eight_bits(tiny, tiny_processor, folder, photo, tmp_path, written_alrea
     assert manifest.check["mask_iou"] > 0.9
     assert (new / "vision_encoder.onnx").stat().st_size < 0.9 * (folder / "vision_encoder.onnx").stat().st_size
     assert (new / "mask_decoder.onnx").read_bytes() == (folder / "mask_decoder.onnx").read_bytes()
+    graph = onnx.load(new / "vision_encoder.onnx").graph
+    weights = [onnx.numpy_helper.to_array(part) for part in graph.initializer if part.name.endswith("_quantized")]
+    matrices = [weight for weight in weights if weight.dtype == np.int8 and weight.ndim == 2]
+    assert len(matrices) >= 12, "six linear layers in each of two blocks"
+    # Products of more would be cut off by processors without VNNI.
+    assert max(int(abs(matrix.astype(int)).max()) for matrix in matrices) <= 64
     answer = segment(ExportedEfficientSam(new, threads=1), tiny_processor, photo, points=[[24, 20]])
     assert answer.masks.shape == (1, 3, 48, 80)
 

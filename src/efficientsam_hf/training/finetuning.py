@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,9 +124,8 @@ class InteractiveSegmentation(nn.Module):
 
     def ask(self, embeddings: Tensor, prompt: dict[str, Any], chosen: slice) -> tuple[Tensor, Tensor]:
         """Embeddings (B, C, h, w) and a prompt for each object -> logits (B, Q, M, 4h, 4w), scores (B, Q, M)."""
-        inputs, decode = self.model.get_decoder_inputs(embeddings, **prompt), cast(Callable, self.model.mask_decoder)
-        if self.tiles(embeddings, prompt):
-            decode = partial(decode_tiled, self.model.mask_decoder)
+        inputs, decoder = self.model.get_decoder_inputs(embeddings, **prompt), self.model.mask_decoder
+        decode: Callable = partial(decode_tiled, decoder) if self.tiles(embeddings, prompt) else decoder
         decoded = decode(**inputs, chosen=chosen)
         return decoded.pred_masks, decoded.iou_scores
 
