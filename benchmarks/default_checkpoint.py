@@ -113,12 +113,15 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="most photos of each source")
     parser.add_argument("--masks", type=int, help="most masks of a photo")
     parser.add_argument("--zoom", type=float, help="look closer, as `segment` does with this zoom")
+    parser.add_argument("--edge_radius", type=int, help="in place of the processor's own; 0: edges follow no photo")
     parser.add_argument("--show_answer", action="store_true", help="show each answer with the next click")
     parser.add_argument("--threads", type=int, default=2, help="of the processor")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, processor = load_checkpoint(args.model, device="cpu")
+    if args.edge_radius is not None:
+        processor.image_processor.edge_radius = args.edge_radius
     predictor = EfficientSamPredictor(model, processor)
     if args.zoom:
         predictor = ZoomingPredictor(model, processor, "zooming", args.zoom)

@@ -23,6 +23,7 @@ HUB_FILES = sorted(PACKAGE.glob("*_efficientsam*.py"))
 FLOORS = [
     {
         "configuration_efficientsam",
+        "edges_efficientsam",
         "masks_efficientsam",
         "loss_efficientsam",
         "pictures_efficientsam",

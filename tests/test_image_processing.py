@@ -450,6 +450,8 @@ def test_without_conversion_only_rgb_is_taken(processor):
     [
         ({"size": {"longest_edge": 64}}, "size wants a height and a width, found {'longest_edge': 64}"),
         ({"mask_interpolation": "nearest"}, 'wants "bicubic" or "bilinear", found \'nearest\''),
+        ({"edge_radius": -1}, "edge_radius wants a whole number of cells, 0 or more, found -1"),
+        ({"edge_radius": 1.5}, "edge_radius wants a whole number of cells, 0 or more, found 1.5"),
     ],
 )
 def test_settings_that_cannot_be_meant(processor, settings, message):
@@ -489,6 +491,7 @@ def test_only_settings_are_saved(tmp_path):
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
+        "edge_radius": 0,
         "image_mean": [0.485, 0.456, 0.406],
         "image_processor_type": "EfficientSamImageProcessor",
         "image_std": [0.229, 0.224, 0.225],

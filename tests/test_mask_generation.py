@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import pipeline
 
-from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamProcessor, segment_everything
+from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamProcessor, segment, segment_everything
 from efficientsam_hf.mask_drawing import without_small_regions
 from efficientsam_hf.mask_search import DECODER_BYTES, Crop
 from efficientsam_hf.mask_settings import MaskGenerationSettings
@@ -251,7 +251,7 @@ def test_no_clicks_find_nothing(tiny, threads, set_threads):
     set_threads(threads)
     with torch.inference_mode():
         embeddings = model.get_image_embeddings(torch.randn(1, 3, 64, 64))
-        crop = Crop(model, processor, embeddings, (0, 0, 80, 48), (48, 80), MaskGenerationSettings())
+        crop = Crop(model, processor, embeddings, torch.empty(0), (0, 0, 80, 48), (48, 80), MaskGenerationSettings())
         assert len(crop.ask(torch.empty(0, 2))) == 0
 
 
@@ -594,3 +594,21 @@ def test_twelve_megapixels_fit_an_accelerator_of_eight_gigabytes(monkeypatch):
     with LiveBytes() as memory:
         segment_everything(model, processor, photo, points_per_side=5, pred_iou_thresh=0, stability_score_thresh=1)
     assert 2**28 < weights + memory.peak < 2**31
+
+
+@pytest.mark.parametrize("least", [0, 5])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_edges_are_those_of_the_crop_that_was_looked_at(tiny, layers, least, monkeypatch):
+    monkeypatch.setattr("efficientsam_hf.masks_efficientsam.CROP_EDGE", -1)  # random masks reach over every edge
+    model, processor = tiny[0], EfficientSamProcessor.from_model_config(tiny[0].config)
+    processor.image_processor.edge_radius = 2
+    photo, options = make_photo(), {**EVERYTHING, "points_per_side": 1, "crop_n_layers": layers}
+    records = segment_everything(model, processor, photo, **options, min_mask_region_area=least)
+    assert len(records) > 2 * 4**layers
+    for record in records:
+        x, y, width, height = record["crop_box"]
+        mask = decode_rle(record["segmentation"])[y : y + height, x : x + width]
+        part = photo.crop((x, y, x + width, y + height))
+        answers = segment(model, processor, part, points=[[width / 2, height / 2]], zoom=0).masks[0]
+        answers = torch.stack([without_small_regions(answer, least) for answer in answers]) if least else answers
+        assert (answers != mask).float().mean((1, 2)).min() < 1e-3

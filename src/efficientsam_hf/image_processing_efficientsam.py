@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from .edges_efficientsam import guided_masks
 from .masks_efficientsam import (
     cut_off_by_crop,
     decode_rle,
@@ -37,6 +38,7 @@ class EfficientSamImageProcessorKwargs(TypedDict, total=False):
     image_std: Any
     do_convert_rgb: bool
     mask_interpolation: str
+    edge_radius: Any
     input_data_format: Any
     device: Any
     return_tensors: Any
@@ -54,6 +56,8 @@ class EfficientSamImageProcessor(BaseImageProcessor):
         antialias: Smooth before shrinking; better for large photos, but not what the released weights have seen.
         do_rescale: Multiply uint8 by `rescale_factor`; floats must lie in 0 to 1 and are left alone.
         mask_interpolation: "bicubic" or "bilinear", for `post_process_masks`.
+        edge_radius: Cells of the masks' grid around a cell in which `post_process_masks` fits a mask to the colours of
+            its picture, so that edges follow those of the picture (`guided_masks`); 0 only interpolates.
     """
 
     valid_kwargs = EfficientSamImageProcessorKwargs
@@ -69,6 +73,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
     image_std = (0.229, 0.224, 0.225)
     do_convert_rgb = True
     mask_interpolation = "bicubic"
+    edge_radius = 0
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -76,11 +81,13 @@ class EfficientSamImageProcessor(BaseImageProcessor):
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict:
         kwargs = super()._standardize_kwargs(default_to_square=True, **kwargs)
-        size, mode = kwargs["size"], kwargs["mask_interpolation"]
+        size, mode, radius = kwargs["size"], kwargs["mask_interpolation"], kwargs["edge_radius"]
         if size is None or not (size.height and size.width):
             raise ValueError(f"size wants a height and a width, found {size and dict(size)}")
         if mode not in ("bicubic", "bilinear"):
             raise ValueError(f'mask_interpolation wants "bicubic" or "bilinear", found {mode!r}')
+        if not isinstance(radius, int) or radius < 0:
+            raise ValueError(f"edge_radius wants a whole number of cells, 0 or more, found {radius!r}")
         return kwargs
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
@@ -129,6 +136,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
         original_sizes: Tensor | list,
         mask_threshold: float = 0.0,
         binarize: bool = True,
+        images: Any = None,
         **not_offered: Any,
     ) -> list[Tensor]:
         """Bring the model's masks to the pictures' own sizes.
@@ -138,6 +146,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
             original_sizes: (B, 2), height and width of each picture.
             mask_threshold: A pixel belongs to the mask from this logit on.
             binarize: Give booleans; without it the logits at full size, four times as large.
+            images: A list of the B pictures, of any kind, which edges follow if there is an `edge_radius`.
             not_offered: What other models' processors offer and the pipeline passes on; must be None.
 
         Returns:
@@ -149,11 +158,30 @@ class EfficientSamImageProcessor(BaseImageProcessor):
         sizes = [(int(height), int(width)) for height, width in original_sizes]
         if len(masks) != len(sizes):
             raise ValueError(f"every picture wants masks and a size: found {len(masks)} masks and {len(sizes)} sizes")
+        if images is not None and len(images) != len(sizes):
+            raise ValueError(f"every size wants its picture: found {len(images)} pictures and {len(sizes)} sizes")
         threshold = mask_threshold if binarize else None
+        if self.edge_radius and images is not None:
+            return [
+                self.follow_edges(torch.as_tensor(logits), picture, size, threshold)
+                for logits, picture, size in zip(masks, images, sizes, strict=True)
+            ]
         return [
             resize_masks(torch.as_tensor(logits), size, self.mask_interpolation, threshold)
             for logits, size in zip(masks, sizes, strict=True)
         ]
+
+    def follow_edges(self, logits: Tensor, picture: Picture, size: tuple[int, int], threshold: float | None) -> Tensor:
+        """Masks (..., h, w) at the size of their picture, with its edges; see `guided_masks`."""
+        pixels = self.colours_of(picture, logits.device)
+        if (found := tuple(pixels.shape[-2:])) != size:
+            raise ValueError(f"masks of a picture of {size} want that picture, found one of {found}")
+        return guided_masks(logits, pixels, self.edge_radius, threshold)
+
+    def colours_of(self, picture: Picture, device: torch.device) -> Tensor:
+        """What edges are looked for in: (3, H, W), float32 in 0 to 1."""
+        pixels = read_picture(picture, to_rgb=self.do_convert_rgb, input_data_format=self.input_data_format).to(device)
+        return rescale_pixels(pixels, self.rescale_factor, "the picture") if self.do_rescale else pixels.float()
 
     def generate_crop_boxes(
         self,

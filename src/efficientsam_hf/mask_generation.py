@@ -91,13 +91,13 @@ def find_objects(
         raise ValueError(f"wanted embeddings of the whole picture or of all {len(crops)} crops, got {known}")
     records, kept_embeddings = [], []
     for number, (layer, (left, top, right, bottom)) in enumerate(crops):
+        part = pixels[:, top:bottom, left:right]
         if image_embeddings is None or number >= known:
-            part = pixels[:, top:bottom, left:right]
             inputs = processor.image_processor(part, return_tensors="pt", device=model.device)
             embeddings = model.get_image_embeddings(inputs["pixel_values"])
         else:
             embeddings = image_embeddings[number : number + 1].to(model.device, model.dtype)
-        crop = Crop(model, processor, embeddings, (left, top, right, bottom), (height, width), settings)
+        crop = Crop(model, processor, embeddings, part, (left, top, right, bottom), (height, width), settings)
         side = max(1, int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer))
         records += crop.records(crop.search(side))
         kept_embeddings.append(embeddings)

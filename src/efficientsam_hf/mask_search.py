@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .cpu_threads import map_on_threads
-from .mask_drawing import MaskPainter, annotate, find_edges, without_small_regions
+from .mask_drawing import GuidedPainter, MaskPainter, annotate, find_edges, without_small_regions
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import (
     boxes_at_size,
@@ -66,6 +66,7 @@ class Crop:
         model: Any device.
         processor: The model's.
         embeddings: (1, channels, h, w).
+        pixels: (3, H, W), as `read_picture` gives them.
         box: x0, y0, x1, y1 of the crop in the picture.
         picture_size: Height and width of the picture.
         settings: What to keep.
@@ -74,6 +75,7 @@ class Crop:
     model: EfficientSamModel
     processor: EfficientSamProcessor
     embeddings: Tensor
+    pixels: Tensor
     box: tuple[int, int, int, int]
     picture_size: tuple[int, int]
     settings: MaskGenerationSettings
@@ -84,9 +86,7 @@ class Crop:
         self.grid = (self.embeddings.shape[-2], self.embeddings.shape[-1])
         patch = self.model.config.vision_config.patch_size
         self.frame = torch.tensor([patch * side for side in reversed(self.grid)])
-        mode = self.processor.image_processor.mask_interpolation
-        masks_grid = (4 * self.grid[0], 4 * self.grid[1])
-        self.painter = MaskPainter(masks_grid, self.size, mode, self.embeddings.device)
+        self.painter = self.find_painter((4 * self.grid[0], 4 * self.grid[1]))
         one = self.model.mask_decoder.bytes_per_prompt(self.grid[0] * self.grid[1])
         on_cpu, asked = self.embeddings.device.type == "cpu", self.settings.points_per_batch
         # The runtime of an exported model has threads of its own.
@@ -96,6 +96,14 @@ class Crop:
         by_memory = (CPU_DECODER_BYTES if on_cpu else DECODER_BYTES) // one
         self.points_per_batch = asked // self.threads if asked else max(1, by_memory)
         self.kept: list[Tensor] = []
+
+    def find_painter(self, grid: tuple[int, int]) -> MaskPainter:
+        """What brings masks of a grid to the crop's size, as the image processor says."""
+        image_processor, device = self.processor.image_processor, self.embeddings.device
+        if image_processor.edge_radius:
+            colours = image_processor.colours_of(self.pixels, device)
+            return GuidedPainter(grid, colours, image_processor.edge_radius)
+        return MaskPainter(grid, self.size, image_processor.mask_interpolation, device)
 
     def search(self, side: int) -> Candidates:
         """The masks that side x side clicks give, after all filters and non-maximum suppression."""

@@ -159,7 +159,7 @@ def segment(
     low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config.rank_by_stability)
     if nobody:
         low_resolution, scores = low_resolution[:, :0], scores[:, :0]
-    found, scores = processor.post_process_masks(low_resolution, sizes)[0], scores[0]
+    found, scores = processor.post_process_masks(low_resolution, sizes, images=[picture])[0], scores[0]
     if zoom:
         found, scores = ask_closer(model, processor, picture, found, scores, objects, zoom)
     embeddings = outputs.image_embeddings

@@ -135,9 +135,9 @@ class SegmentationStream:
         masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config.rank_by_stability)
         for row, objects in enumerate(staged.objects):
             own, place = scores[row, : len(objects)], slice(row, row + 1)
-            drawn = self.processor.post_process_masks(masks[place, : len(objects)], staged.sizes[place])[0]
+            picture, found = staged.pictures[row], masks[place, : len(objects)]
+            drawn = self.processor.post_process_masks(found, staged.sizes[place], images=[picture])[0]
             if self.zoom:
-                picture = staged.pictures[row]
                 drawn, own = ask_closer(self.model, self.processor, picture, drawn, own, objects, self.zoom)
             # A copy, which is no inference tensor and does not hold those of the whole batch.
             yield Segmentation(drawn, own.clone(), outputs.image_embeddings[place].clone())

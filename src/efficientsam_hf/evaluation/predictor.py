@@ -166,7 +166,7 @@ class EfficientSamPredictor:
         """See `Predictor`."""
         inputs = self.processor(images=picture, return_tensors="pt")
         features = self.model.get_image_embeddings(inputs["pixel_values"].to(self.model.device, self.model.dtype))
-        return Embedded(features, (picture.height, picture.width))
+        return Embedded(features, (picture.height, picture.width), picture)
 
     @torch.inference_mode()
     def decode(self, embedded: Embedded, prompts: Prompts) -> Answer:
@@ -192,7 +192,8 @@ class EfficientSamPredictor:
     @torch.inference_mode()
     def at_size(self, embedded: Embedded, logits: Tensor) -> np.ndarray:
         """See `Predictor`."""
-        masks = self.processor.post_process_masks(logits[None, None], [list(embedded.size)])[0][0]
+        sizes, pictures = [list(embedded.size)], [embedded.picture] if embedded.picture else None
+        masks = self.processor.post_process_masks(logits[None, None], sizes, images=pictures)[0][0]
         return masks.cpu().numpy()
 
     def weights_hash(self) -> str:
@@ -218,10 +219,6 @@ class ZoomingPredictor(EfficientSamPredictor):
     def __init__(self, model: EfficientSamModel, processor: EfficientSamProcessor, name: str, zoom: float):
         super().__init__(model, processor, name)
         self.zoom = zoom
-
-    def embed(self, picture: Image.Image) -> Embedded:
-        """See `Predictor`."""
-        return replace(super().embed(picture), picture=picture)
 
     def decode_some(self, embedded: Embedded, prompts: Prompts) -> Answer:
         """See `Predictor`."""

@@ -3,10 +3,11 @@
 B pictures, Q prompts a picture, P points a prompt, M masks a prompt, h x w the embedding grid.
 
 Unlike the official files these keep the model's numbers: masks are brought to the picture's size as the processor does
-it, any number of prompts is taken, and free slots stay free. Masks come best first, because osam and labelme show the
-first.
+it without an `edge_radius`, any number of prompts is taken, and free slots stay free. Masks come best first, because
+osam and labelme show the first.
 """
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,15 @@ def trace_official(model: EfficientSamModel, processor: EfficientSamProcessor) -
 def compare_official(
     model: EfficientSamModel, processor: EfficientSamProcessor, paths: list[Path], photo: Any
 ) -> dict[str, float]:
-    """How far the two files' answers to a click and a box are from `segment`'s."""
+    """How far the two files' answers to a click and a box are from `segment`'s, whose edges follow no photo then."""
     onnxruntime = wanted_package("onnxruntime", "the check of an ONNX file")
     encoder, decoder = (onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in paths)
     pixels = read_picture(photo)
     height, width = pixels.shape[-2:]
     click, box = [width / 2, height / 2], [0.2 * width, 0.25 * height, 0.8 * width, 0.75 * height]
-    wanted = segment(model, processor, pixels, points=[[click], None], boxes=[None, box], zoom=0)
+    plain = deepcopy(processor)
+    plain.image_processor.edge_radius = 0
+    wanted = segment(model, plain, pixels, points=[[click], None], boxes=[None, box], zoom=0)
     (embeddings,) = encoder.run(None, {"batched_images": pixels[None].numpy().astype(np.float32) / 255})
     prompts = {
         "batched_point_coords": np.array([[[click, [0, 0]], [box[:2], box[2:]]]], dtype=np.float32),
