@@ -154,6 +154,8 @@ def test_pictures_of_any_kind_lead_alike(picture, tmp_path):
     wanted = processor.post_process_masks(logits, [(40, 56)], images=[picture])[0]
     for kind in (Image.fromarray(picture), tmp_path / "picture.png", picture.astype(np.float32) / 255):
         assert torch.equal(processor.post_process_masks(logits, [(40, 56)], images=[kind])[0], wanted)
+        assert torch.equal(processor.post_process_masks(logits, [(40, 56)], images=kind)[0], wanted)
+    assert torch.equal(processor.post_process_masks(logits, [(40, 56)], images=picture[None])[0], wanted)
     unscaled = EfficientSamImageProcessor(size=64, edge_radius=2, do_rescale=False)
     scaled = picture.astype(np.float32) / 255
     assert torch.equal(unscaled.post_process_masks(logits, [(40, 56)], images=[scaled])[0], wanted)

@@ -1,8 +1,8 @@
 """Edges that follow the picture, by the guided filter (He et al., "Guided Image Filtering", 2013).
 
 Around every cell of the masks' grid, the mask is fitted as a linear function of the picture's colours. These functions
-change slowly from cell to cell, so that they can be enlarged without loss; applied to the colours of every pixel (He
-and Sun, "Fast Guided Filter", 2015), they draw the edge where the picture has one, finer than the grid.
+change slowly from cell to cell, and can be enlarged where a mask cannot (He and Sun, "Fast Guided Filter", 2015):
+applied to the colours of every pixel, they draw the edge where the picture has one, finer than the grid.
 
 N masks of h x w cells, a picture of H x W pixels.
 """

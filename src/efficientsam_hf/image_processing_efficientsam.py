@@ -99,8 +99,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
         Returns:
             `pixel_values` (B, 3, height, width) float32 and `original_sizes` (B, 2) int64, height before width.
         """
-        is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
-        pictures = list(images) if is_batch else [images]
+        pictures = as_list(images)
         if not pictures:
             raise ValueError("wanted at least one picture, found an empty list")
         sizes, inputs = [], []
@@ -146,7 +145,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
             original_sizes: (B, 2), height and width of each picture.
             mask_threshold: A pixel belongs to the mask from this logit on.
             binarize: Give booleans; without it the logits at full size, four times as large.
-            images: A list of the B pictures, of any kind, which edges follow if there is an `edge_radius`.
+            images: The B pictures, as they were given to the processor, which edges follow if it has an `edge_radius`.
             not_offered: What other models' processors offer and the pipeline passes on; must be None.
 
         Returns:
@@ -158,13 +157,15 @@ class EfficientSamImageProcessor(BaseImageProcessor):
         sizes = [(int(height), int(width)) for height, width in original_sizes]
         if len(masks) != len(sizes):
             raise ValueError(f"every picture wants masks and a size: found {len(masks)} masks and {len(sizes)} sizes")
-        if images is not None and len(images) != len(sizes):
-            raise ValueError(f"every size wants its picture: found {len(images)} pictures and {len(sizes)} sizes")
         threshold = mask_threshold if binarize else None
         if self.edge_radius and images is not None:
+            if len(pictures := as_list(images)) != len(sizes):
+                raise ValueError(
+                    f"every size wants its picture: found {len(pictures)} pictures and {len(sizes)} sizes"
+                )
             return [
                 self.follow_edges(torch.as_tensor(logits), picture, size, threshold)
-                for logits, picture, size in zip(masks, images, sizes, strict=True)
+                for logits, picture, size in zip(masks, pictures, sizes, strict=True)
             ]
         return [
             resize_masks(torch.as_tensor(logits), size, self.mask_interpolation, threshold)
@@ -282,6 +283,12 @@ class EfficientSamImageProcessor(BaseImageProcessor):
         kept = nms(all_boxes, all_scores, crops_nms_thresh)
         run_lengths = [all_masks[index] for index in kept.tolist()]
         return [decode_rle(rle) for rle in run_lengths], all_scores[kept], run_lengths, all_boxes[kept]
+
+
+def as_list(images: Any) -> list:
+    """One picture, a list of them, or a 4-dimensional array of them, as a list."""
+    is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+    return list(images) if is_batch else [images]
 
 
 __all__ = ["EfficientSamImageProcessor"]
