@@ -1,4 +1,4 @@
-"""Masks that follow the edges of their picture: `guided_masks`, and who draws with it."""
+"""Masks that follow the edges of their picture: `ColourGuide`, and who draws with it."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from efficientsam_hf import EfficientSamImageProcessor, EfficientSamProcessor, SegmentationStream, edges_efficientsam
-from efficientsam_hf.edges_efficientsam import SMOOTHNESS, guided_masks
+from efficientsam_hf.edges_efficientsam import FINER, SMOOTHNESS, ColourGuide
 from efficientsam_hf.evaluation.predictor import EfficientSamPredictor, Prompts, ZoomingPredictor
 from efficientsam_hf.prediction import segment
 from efficientsam_hf.zooming import window_around
@@ -30,6 +30,10 @@ def disc_and_picture(side: int) -> tuple[np.ndarray, torch.Tensor]:
     return disc, torch.from_numpy(picture).float() + 0.02 * noise(3, side, side)
 
 
+def refine(logits: torch.Tensor, picture: torch.Tensor, radius: int) -> torch.Tensor:
+    return ColourGuide(picture, tuple(logits.shape[-2:]), radius).refine(logits)
+
+
 def test_least_squares_around_every_cell():
     """By the words of the paper: a ridge regression in each square, all means of those a cell lies in."""
     logits, picture, radius = blobs(2, 7, 9), noise(3, 7, 9), 2
@@ -38,8 +42,8 @@ def test_least_squares_around_every_cell():
         [(slice(max(0, y - radius), y + radius + 1), slice(max(0, x - radius), x + radius + 1)) for x in range(9)]
         for y in range(7)
     ]
-    wanted = np.empty_like(shares)
-    for mask, answer in zip(shares, wanted, strict=True):
+    found = ColourGuide(picture, (7, 9), radius).fit(logits.sigmoid())
+    for mask, answer in zip(shares, found, strict=True):
         fits = np.empty((7, 9, 4))
         for y, x in np.ndindex(7, 9):
             guide, target = colours[(slice(None), *near[y][x])].reshape(3, -1), mask[near[y][x]].ravel()
@@ -47,74 +51,81 @@ def test_least_squares_around_every_cell():
             matrix = centred @ centred.T / len(target) + SMOOTHNESS * np.eye(3)
             slope = np.linalg.solve(matrix, centred @ (target - target.mean()) / len(target))
             fits[y, x] = [*slope, target.mean() - slope @ guide.mean(1)]
-        for y, x in np.ndindex(7, 9):
-            fit = fits[near[y][x]].reshape(-1, 4).mean(0)
-            answer[y, x] = fit[:3] @ colours[:, y, x] + fit[3]
-    found = guided_masks(logits, picture, radius).sigmoid()
-    assert torch.allclose(found, torch.from_numpy(wanted).float().clamp(1e-4, 1 - 1e-4), atol=1e-4)
+        wanted = [[fits[near[y][x]].reshape(-1, 4).mean(0) for x in range(9)] for y in range(7)]
+        assert torch.allclose(answer, torch.tensor(np.array(wanted)).permute(2, 0, 1).float(), atol=1e-4)
+
+
+def test_functions_of_colours_are_read_on_a_finer_grid():
+    """A mask that is a function of colours everywhere is that function of the finer grid's colours."""
+    side = 12
+    picture = noise(3, FINER * side, FINER * side)
+    shares = 0.2 + 0.6 * F.interpolate(picture[None], (side, side), mode="bilinear", antialias=True)[0, 0]
+    found = refine(shares.logit()[None], picture, 2)[0].sigmoid()
+    assert (found - (0.2 + 0.6 * picture[0])).abs().mean() < 0.02
 
 
 def test_the_edge_is_the_pictures():
     disc, picture = disc_and_picture(160)
     covered = F.interpolate(torch.from_numpy(disc).float()[None, None], (20, 20), mode="area")[0]
     logits = (covered - 0.5) * 8 + noise(1, 20, 20) * 4 - 2
-    guided = guided_masks(logits, picture, 2, threshold=0.0)[0].numpy()
-    interpolated = F.interpolate(logits[None], disc.shape, mode="bicubic")[0, 0].numpy() >= 0
-    assert (interpolated != disc).mean() > 0.01
-    assert (guided != disc).mean() < 0.002
+    errors = []
+    for cells in (logits, refine(logits, picture, 2)):
+        drawn = F.interpolate(cells[None], disc.shape, mode="bicubic")[0, 0].numpy() >= 0
+        errors.append((drawn != disc).mean())
+    assert errors[0] > 0.01
+    assert errors[1] < 0.6 * errors[0]
 
 
 def test_a_picture_of_one_colour_leads_nowhere():
     logits = blobs(1, 12, 12)
-    drawn = guided_masks(logits, torch.full((3, 12, 12), 0.3), 1).sigmoid()
     smooth = logits.sigmoid()
     for _ in range(2):
         smooth = F.avg_pool2d(smooth, 3, 1, 1, count_include_pad=False)
-    assert torch.allclose(drawn, smooth, atol=1e-4)
+    smooth = F.interpolate(smooth[None], FINER * 12, mode="bilinear")[0]
+    assert torch.allclose(refine(logits, torch.full((3, 12, 12), 0.3), 1).sigmoid(), smooth, atol=1e-4)
+
+
+@pytest.mark.parametrize("cells", [2, 3, 4])
+def test_small_things_that_look_like_their_ground_stay(cells):
+    """Their colours say nothing of them, and the means of squares would smooth them away."""
+    logits = torch.full((2, 32, 32), -6.0)
+    logits[0, 10 : 10 + cells, 12 : 12 + cells] = 6
+    logits[1, 8:24, 8:24] = 6
+    picture = 0.5 + 0.03 * noise(3, 128, 128)
+    found = refine(logits, picture, 2)
+    interpolated = F.interpolate(logits[None], FINER * 32, mode="bilinear")[0]
+    assert torch.equal(found[0], interpolated[0])
+    assert not torch.equal(found[1], interpolated[1])
 
 
 @pytest.mark.parametrize("dims", [(-1,), (-2,), (-2, -1)])
 def test_mirrored_pictures_have_mirrored_masks(dims):
     logits, picture = blobs(2, 8, 10), noise(3, 31, 44)
-    mirrored = guided_masks(logits.flip(dims), picture.flip(dims), 2).flip(dims)
-    assert torch.allclose(mirrored.sigmoid(), guided_masks(logits, picture, 2).sigmoid(), atol=1e-4)
+    mirrored = refine(logits.flip(dims), picture.flip(dims), 2).flip(dims)
+    assert torch.allclose(mirrored.sigmoid(), refine(logits, picture, 2).sigmoid(), atol=1e-4)
 
 
 def test_the_order_of_colours_does_not_matter():
     logits, picture = blobs(2, 8, 10), noise(3, 31, 44)
-    turned = guided_masks(logits, picture[[2, 0, 1]], 2)
-    assert torch.allclose(turned.sigmoid(), guided_masks(logits, picture, 2).sigmoid(), atol=1e-4)
+    turned = refine(logits, picture[[2, 0, 1]], 2)
+    assert torch.allclose(turned.sigmoid(), refine(logits, picture, 2).sigmoid(), atol=1e-4)
 
 
-@pytest.mark.parametrize("threshold", [-1.5, 0.0, 2.0])
-def test_a_threshold_is_one_of_logits(threshold):
-    logits, picture = blobs(3, 9, 9), noise(3, 40, 30)
-    masks = guided_masks(logits, picture, 2, threshold)
-    assert masks.dtype == torch.bool
-    assert 0.02 < masks.float().mean() < 0.98
-    assert ((guided_masks(logits, picture, 2) >= threshold) == masks).float().mean() > 0.999
-
-
-def test_any_leading_dimensions_in_parts_of_any_size(monkeypatch):
+def test_masks_do_not_depend_on_those_beside_them(monkeypatch):
     logits, picture = blobs(6, 9, 9), noise(3, 20, 30)
-    wanted = guided_masks(logits, picture, 2)
-    monkeypatch.setattr(edges_efficientsam, "DRAWN_BYTES", 2 * 4 * 20 * 30)
-    assert torch.allclose(guided_masks(logits.view(2, 3, 9, 9), picture, 2).flatten(0, 1), wanted, atol=1e-4)
-    assert guided_masks(logits[:0], picture, 2).shape == (0, 20, 30)
+    together = refine(logits, picture, 2)
+    monkeypatch.setattr(edges_efficientsam, "REFINED_BYTES", 2 * 32 * FINER**2 * 81)
+    assert torch.allclose(refine(logits, picture, 2), together, atol=1e-4)
+    assert torch.allclose(refine(logits[3:4], picture, 2)[0], together[3], atol=1e-4)
+    assert refine(logits[:0], picture, 2).shape == (0, FINER * 9, FINER * 9)
 
 
-@pytest.mark.parametrize(("size", "radius"), [((3, 2), 1), ((1, 1), 2), ((50, 7), 30), ((4, 90), 4)])
+@pytest.mark.parametrize(("size", "radius"), [((3, 2), 1), ((1, 1), 2), ((50, 7), 30), ((4, 90), 10**20)])
 def test_small_pictures_and_wide_squares(size, radius):
-    drawn = guided_masks(blobs(1, 8, 8).bfloat16(), noise(3, *size), radius)
-    assert drawn.shape == (1, *size)
+    drawn = refine(blobs(1, 8, 8).bfloat16(), noise(3, *size), radius)
+    assert drawn.shape == (1, FINER * 8, FINER * 8)
     assert drawn.dtype == torch.float32
     assert drawn.isfinite().all()
-
-
-def test_logits_without_bounds():
-    logits = torch.full((1, 8, 8), -torch.inf)
-    logits[:, 2:6, 2:6] = torch.inf
-    assert guided_masks(logits, noise(3, 8, 8), 1).isfinite().all()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -128,15 +139,18 @@ def picture() -> np.ndarray:
 
 def test_post_processing_follows_the_pictures(picture):
     processor = EfficientSamImageProcessor(size=64, edge_radius=2)
+    plain = EfficientSamImageProcessor(size=64)
     logits, other = blobs(6, 16, 16).view(1, 2, 3, 16, 16), picture[:20]
-    found = processor.post_process_masks(torch.cat([logits, logits]), [(40, 56), (20, 56)], images=[picture, other])
-    for masks, pixels in zip(found, (picture, other), strict=True):
-        colours = torch.from_numpy(pixels).permute(2, 0, 1) / 255
-        assert torch.equal(masks, guided_masks(logits[0], colours, 2, threshold=0.0))
-    logits_found = processor.post_process_masks(logits, [(40, 56)], images=[picture], binarize=False)[0]
-    assert ((logits_found >= 0) == found[0]).float().mean() > 0.999
-    higher = processor.post_process_masks(logits, [(40, 56)], mask_threshold=1.0, images=[picture])[0]
-    assert higher.sum() < found[0].sum()
+    for options in ({}, {"binarize": False}, {"mask_threshold": 1.0}):
+        found = processor.post_process_masks(
+            torch.cat([logits, logits]), [(40, 56), (20, 56)], images=[picture, other], **options
+        )
+        for masks, pixels in zip(found, (picture, other), strict=True):
+            colours = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+            finer = refine(logits[0].flatten(0, 1), colours, 2).view(1, 2, 3, FINER * 16, FINER * 16)
+            assert torch.equal(masks, plain.post_process_masks(finer, [pixels.shape[:2]], **options)[0])
+            interpolated = plain.post_process_masks(logits, [pixels.shape[:2]], **options)[0]
+            assert not torch.equal(masks, interpolated)
 
 
 @pytest.mark.parametrize(("radius", "given"), [(0, True), (2, False)])
@@ -156,9 +170,16 @@ def test_pictures_of_any_kind_lead_alike(picture, tmp_path):
         assert torch.equal(processor.post_process_masks(logits, [(40, 56)], images=[kind])[0], wanted)
         assert torch.equal(processor.post_process_masks(logits, [(40, 56)], images=kind)[0], wanted)
     assert torch.equal(processor.post_process_masks(logits, [(40, 56)], images=picture[None])[0], wanted)
-    unscaled = EfficientSamImageProcessor(size=64, edge_radius=2, do_rescale=False)
-    scaled = picture.astype(np.float32) / 255
-    assert torch.equal(unscaled.post_process_masks(logits, [(40, 56)], images=[scaled])[0], wanted)
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(255, 0), (4, -2), (0, 7)])
+def test_floats_of_any_range_are_stretched(picture, factor, offset):
+    processor = EfficientSamImageProcessor(size=64, edge_radius=2, do_rescale=False)
+    logits, scaled = blobs(3, 16, 16)[None, None], picture.astype(np.float32) / 255
+    scaled = (scaled - scaled.min()) / (scaled.max() - scaled.min())
+    found = processor.post_process_masks(logits, [(40, 56)], images=[factor * scaled + offset])[0]
+    wanted = processor.post_process_masks(logits, [(40, 56)], images=[scaled if factor else 0 * scaled])[0]
+    assert (found != wanted).float().mean() < 2e-3
 
 
 def test_other_pictures_are_refused(picture):
@@ -226,3 +247,17 @@ def test_what_is_evaluated_is_what_segment_draws(model, leading, photo):
     zooming = ZoomingPredictor(model, leading, "zooming", 1.0)
     closer = zooming.at_size(zooming.embed(picture), zooming.decode(zooming.embed(picture), prompts).best_logits())
     assert np.array_equal(closer[0], segment(model, leading, photo, points=[[24, 20]], zoom=1.0).masks[0, 0].numpy())
+
+
+def test_pictures_are_evaluated_as_they_are_stored(model, leading, photo, tmp_path):
+    """Their masks were drawn on the pixels of the file, whatever its EXIF data says of the camera."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lying on its side
+    Image.fromarray(photo).save(tmp_path / "turned.png", exif=exif)
+    predictor = EfficientSamPredictor(model, leading)
+    prompts = Prompts(points=np.array([[[24.0, 20.0]]]), labels=np.ones((1, 1), dtype=int))
+    answers = []
+    for picture in (Image.open(tmp_path / "turned.png"), Image.fromarray(photo)):
+        embedded = predictor.embed(picture)
+        answers.append(predictor.at_size(embedded, predictor.decode(embedded, prompts).best_logits()))
+    assert np.array_equal(*answers)

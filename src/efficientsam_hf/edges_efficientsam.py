@@ -1,21 +1,21 @@
 """Edges that follow the picture, by the guided filter (He et al., "Guided Image Filtering", 2013).
 
-Around every cell of the masks' grid, the mask is fitted as a linear function of the picture's colours. These functions
+Around every cell of the masks' grid, a mask is fitted as a linear function of the picture's colours. These functions
 change slowly from cell to cell, and can be enlarged where a mask cannot (He and Sun, "Fast Guided Filter", 2015):
-applied to the colours of every pixel, they draw the edge where the picture has one, finer than the grid.
+applied to the colours of a finer grid, they draw the edge where the picture has one.
 
 N masks of h x w cells, a picture of H x W pixels.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DRAWN_BYTES = 2**26  # float32 values at full size that exist at one time, beside the result
+FINER = 2  # cells of the finer grid along one of the masks'; from four on, single pixels' colours leave specks
 SMOOTHNESS = 1e-3  # variance of colours in 0 to 1; where they vary less, a mask is smoothed rather than led by them
+LEAST_AGREEMENT = 0.6  # IoU of a mask with its fit, on its own grid, from which colours are taken to tell the object
 NEARLY = 1e-4  # how far from 0 and 1 shares stay, which have no logits there
+REFINED_BYTES = 2**26  # float32 values of fits and finer masks that exist at one time, beside the result
 
 
 class ColourGuide:
@@ -24,14 +24,15 @@ class ColourGuide:
     Args:
         picture: (3, H, W), floats in 0 to 1.
         grid: h, w of the masks.
-        radius: In cells: a mask is compared with the colours of a square of 2 * radius + 1 of them.
+        radius: In cells, from 1 on: a mask is compared with the colours of a square of 2 * radius + 1 of them.
     """
 
     def __init__(self, picture: Tensor, grid: tuple[int, int], radius: int):
-        self.picture, self.radius = picture, radius
-        self.cells = F.interpolate(picture[None], grid, mode="bilinear", align_corners=False, antialias=True)[0]
-        self.means = window_means(self.cells, radius)
-        products = window_means((self.cells[:, None] * self.cells).flatten(0, 1), radius).unflatten(0, (3, 3))
+        self.radius = min(radius, max(grid))
+        self.finer_grid = (FINER * grid[0], FINER * grid[1])
+        self.cells, self.finer_cells = shrink(picture, grid), shrink(picture, self.finer_grid)
+        self.means = window_means(self.cells, self.radius)
+        products = window_means((self.cells[:, None] * self.cells).flatten(0, 1), self.radius).unflatten(0, (3, 3))
         covariance = products - self.means[:, None] * self.means
         covariance.diagonal(dim1=0, dim2=1).add_(SMOOTHNESS)
         # The inverse of a 3 x 3 matrix by its cofactors, many times faster than a solver called for each cell.
@@ -40,59 +41,61 @@ class ColourGuide:
         cofactors = torch.stack([torch.linalg.cross(*pair, dim=0) for pair in pairs])
         self.inverse = cofactors / (red * cofactors[0]).sum(0)
 
-    def fit(self, shares: Tensor, part: tuple[slice, slice] = (slice(None), slice(None))) -> Tensor:
+    def refine(self, logits: Tensor) -> Tensor:
+        """Masks on a finer grid, with the picture's edges.
+
+        A mask that its colours say nothing of, such as one of few cells that looks like what is around it, is
+        interpolated instead.
+
+        Args:
+            logits: (N, h, w).
+
+        Returns:
+            Logits (N, FINER * h, FINER * w), float32; those of shares lie within 9.2 of 0.
+        """
+        refined = logits.new_empty((len(logits), *self.finer_grid), dtype=torch.float32)
+        step = max(1, REFINED_BYTES // (32 * self.finer_grid[0] * self.finer_grid[1]))
+        for start in range(0, len(logits), step):
+            some = logits[start : start + step].float()
+            functions = self.fit(some.sigmoid())
+            fitted, there = apply(functions, self.cells) >= 0.5, some >= 0
+            agreement = (fitted & there).sum((1, 2)) / (fitted | there).sum((1, 2)).clamp(min=1)
+            shares = apply(enlarge(functions, self.finer_grid), self.finer_cells).clamp(NEARLY, 1 - NEARLY)
+            interpolated = enlarge(some[:, None], self.finer_grid)[:, 0]
+            led = (agreement >= LEAST_AGREEMENT)[:, None, None]
+            refined[start : start + step] = torch.where(led, shares.logit(), interpolated)
+        return refined
+
+    def fit(self, shares: Tensor) -> Tensor:
         """Linear functions of colours that come closest to masks, by least squares in the square around each cell.
 
         Args:
-            shares: How much of each cell is the object's, (N, h, w), 0 to 1; or of a part of the grid.
-            part: Its rows and columns. What is nearer to its edge than 2 * radius cells is not that of the whole grid.
+            shares: How much of each cell is the object's, (N, h, w), 0 to 1.
 
         Returns:
             Three slopes and an offset (N, 4, h, w), each the mean of those of the squares that the cell lies in.
         """
-        shares, rows, columns = shares[:, None], *part
-        cells, means, inverse = (maps[..., rows, columns] for maps in (self.cells, self.means, self.inverse))
-        covered, together = window_means(torch.cat([shares, shares * cells], 1), self.radius).split([1, 3], 1)
-        together = together - covered * means
-        slopes = torch.stack([(row * together).sum(1) for row in inverse], dim=1)
-        offsets = covered - (slopes * means).sum(1, keepdim=True)
+        shares = shares[:, None]
+        covered, together = window_means(torch.cat([shares, shares * self.cells], 1), self.radius).split([1, 3], 1)
+        together = together - covered * self.means
+        slopes = torch.stack([(row * together).sum(1) for row in self.inverse], dim=1)
+        offsets = covered - (slopes * self.means).sum(1, keepdim=True)
         return window_means(torch.cat([slopes, offsets], 1), self.radius)
 
-    def draw(self, logits: Tensor) -> Tensor:
-        """Logits (N, h, w) -> how much of each of the picture's pixels is the object's (N, H, W), about 0 to 1."""
-        *slopes, offset = self.fit(logits.float().sigmoid()).split(1, dim=1)
-        shares = self.enlarge(offset)
-        for slope, colour in zip(slopes, self.picture, strict=True):
-            shares.addcmul_(self.enlarge(slope), colour)
-        return shares
 
-    def enlarge(self, maps: Tensor) -> Tensor:
-        """Maps (N, 1, h, w) at the picture's size, (N, H, W)."""
-        return F.interpolate(maps, self.picture.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+def apply(functions: Tensor, colours: Tensor) -> Tensor:
+    """What `ColourGuide.fit` gives (N, 4, h, w), at colours (3, h, w): shares (N, h, w), about 0 to 1."""
+    return (functions[:, :3] * colours).sum(1) + functions[:, 3]
 
 
-def guided_masks(logits: Tensor, picture: Tensor, radius: int, threshold: float | None = None) -> Tensor:
-    """Masks of a small grid at the picture's size, as `resize_masks` gives them, with edges that follow the picture.
+def enlarge(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps (N, C, h, w) on a finer grid."""
+    return F.interpolate(maps, grid, mode="bilinear", align_corners=False)
 
-    Args:
-        logits: (..., h, w), of the whole picture.
-        picture: (3, H, W), floats in 0 to 1, on the device of the logits.
-        radius: As `ColourGuide` takes it.
-        threshold: A pixel belongs to the mask from this logit on.
 
-    Returns:
-        Logits (..., H, W), float32; booleans if there is a threshold.
-    """
-    (*leading, height, width), (_, *size) = logits.shape, picture.shape
-    guide, flat = ColourGuide(picture, (height, width), radius), logits.reshape(-1, height, width)
-    drawn = flat.new_empty((len(flat), *size), dtype=torch.float32 if threshold is None else torch.bool)
-    least = None if threshold is None else 1 / (1 + math.exp(-threshold))
-    step = max(1, DRAWN_BYTES // (4 * math.prod(size)))
-    for start in range(0, len(flat), step):
-        shares = guide.draw(flat[start : start + step])
-        chunk = shares.clamp(NEARLY, 1 - NEARLY).logit() if least is None else shares >= least
-        drawn[start : start + step] = chunk
-    return drawn.reshape(*leading, *size)
+def shrink(picture: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A picture (3, H, W) on a grid, (3, h, w)."""
+    return F.interpolate(picture[None], grid, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def window_means(maps: Tensor, radius: int) -> Tensor:
@@ -111,4 +114,4 @@ def line_means(maps: Tensor, radius: int, dim: int) -> Tensor:
     return sums / counts.view(-1, *[1] * (-1 - dim))
 
 
-__all__ = ["ColourGuide", "guided_masks"]
+__all__ = ["ColourGuide"]

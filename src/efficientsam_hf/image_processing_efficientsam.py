@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .edges_efficientsam import guided_masks
+from .edges_efficientsam import ColourGuide
 from .masks_efficientsam import (
     cut_off_by_crop,
     decode_rle,
@@ -57,7 +57,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
         do_rescale: Multiply uint8 by `rescale_factor`; floats must lie in 0 to 1 and are left alone.
         mask_interpolation: "bicubic" or "bilinear", for `post_process_masks`.
         edge_radius: Cells of the masks' grid around a cell in which `post_process_masks` fits a mask to the colours of
-            its picture, so that edges follow those of the picture (`guided_masks`); 0 only interpolates.
+            its picture, so that edges follow those of the picture (`ColourGuide`); 0 only interpolates.
     """
 
     valid_kwargs = EfficientSamImageProcessorKwargs
@@ -86,7 +86,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
             raise ValueError(f"size wants a height and a width, found {size and dict(size)}")
         if mode not in ("bicubic", "bilinear"):
             raise ValueError(f'mask_interpolation wants "bicubic" or "bilinear", found {mode!r}')
-        if not isinstance(radius, int) or radius < 0:
+        if not isinstance(radius, int) or isinstance(radius, bool) or radius < 0:
             raise ValueError(f"edge_radius wants a whole number of cells, 0 or more, found {radius!r}")
         return kwargs
 
@@ -158,31 +158,45 @@ class EfficientSamImageProcessor(BaseImageProcessor):
         if len(masks) != len(sizes):
             raise ValueError(f"every picture wants masks and a size: found {len(masks)} masks and {len(sizes)} sizes")
         threshold = mask_threshold if binarize else None
-        if self.edge_radius and images is not None:
-            if len(pictures := as_list(images)) != len(sizes):
-                raise ValueError(
-                    f"every size wants its picture: found {len(pictures)} pictures and {len(sizes)} sizes"
-                )
-            return [
-                self.follow_edges(torch.as_tensor(logits), picture, size, threshold)
-                for logits, picture, size in zip(masks, pictures, sizes, strict=True)
-            ]
+        pictures = [None] * len(sizes) if images is None else as_list(images)
+        if len(pictures) != len(sizes):
+            raise ValueError(f"every size wants its picture: found {len(pictures)} pictures and {len(sizes)} sizes")
         return [
-            resize_masks(torch.as_tensor(logits), size, self.mask_interpolation, threshold)
-            for logits, size in zip(masks, sizes, strict=True)
+            resize_masks(self.refine(torch.as_tensor(logits), picture, size), size, self.mask_interpolation, threshold)
+            for logits, picture, size in zip(masks, pictures, sizes, strict=True)
         ]
 
-    def follow_edges(self, logits: Tensor, picture: Picture, size: tuple[int, int], threshold: float | None) -> Tensor:
-        """Masks (..., h, w) at the size of their picture, with its edges; see `guided_masks`."""
-        pixels = self.colours_of(picture, logits.device)
+    def refine(self, logits: Tensor, picture: Picture | None, size: tuple[int, int]) -> Tensor:
+        """Logits (Q, M, h, w) with the edges of their picture, if they are to follow them: see `ColourGuide`."""
+        if picture is None or not self.edge_radius:
+            return logits
+        pixels = self.read(picture)
         if (found := tuple(pixels.shape[-2:])) != size:
             raise ValueError(f"masks of a picture of {size} want that picture, found one of {found}")
-        return guided_masks(logits, pixels, self.edge_radius, threshold)
+        guide = self.find_guide(pixels, (logits.shape[-2], logits.shape[-1]), logits.device)
+        return guide.refine(logits.flatten(0, 1)).unflatten(0, logits.shape[:2]) if guide else logits
 
-    def colours_of(self, picture: Picture, device: torch.device) -> Tensor:
-        """What edges are looked for in: (3, H, W), float32 in 0 to 1."""
-        pixels = read_picture(picture, to_rgb=self.do_convert_rgb, input_data_format=self.input_data_format).to(device)
-        return rescale_pixels(pixels, self.rescale_factor, "the picture") if self.do_rescale else pixels.float()
+    def find_guide(self, pixels: Tensor, grid: tuple[int, int], device: torch.device) -> ColourGuide | None:
+        """What leads masks of a grid along a picture's edges, if they are to follow them.
+
+        Args:
+            pixels: (3, H, W), as `read_picture` gives them; floats of another range than 0 to 1 are stretched to it.
+            grid: h, w of the masks.
+            device: Of the masks.
+        """
+        if not self.edge_radius:
+            return None
+        colours = pixels.to(device)
+        if not colours.is_floating_point():
+            colours = colours / 255
+        elif not 0 <= colours.min() <= colours.max() <= 1:
+            colours = colours - colours.min()
+            colours /= colours.max().clamp(min=1e-6)
+        return ColourGuide(colours, grid, self.edge_radius)
+
+    def read(self, picture: Picture) -> Tensor:
+        """A picture's pixels (3, H, W)."""
+        return read_picture(picture, to_rgb=self.do_convert_rgb, input_data_format=self.input_data_format)
 
     def generate_crop_boxes(
         self,
@@ -207,7 +221,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
             Crop boxes (C, 4) in the picture's pixels, clicks (1, points, C, 2) in the model's, crops (3, h, w), and
             labels (1, points, C), all 1.
         """
-        pixels = read_picture(image, to_rgb=self.do_convert_rgb, input_data_format=self.input_data_format)
+        pixels = self.read(image)
         _, height, width = pixels.shape
         crops = layered_crops(height, width, crop_n_layers, overlap_ratio)
         frame = torch.tensor([target_size * self.size.width / self.size.height, target_size])

@@ -11,15 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .edges_efficientsam import ColourGuide
 from .masks_efficientsam import compress_counts, read_counts, resizing_matrix
 
 # Bicubic weights of neighbouring cells add up to at most 0.445 below zero and then to 1.445 above. So a pixel can be
 # of the object only if one of the cells around it has a logit above this share of the lowest one.
 OVERSHOOT = 0.31
-# A share of 0.032, which no colours bring to a half: where no cell around has more than a share s, their deviation is
-# s / 2 at most, slopes are s / (4 * SMOOTHNESS ** 0.5) at most, colours 3 ** 0.5 apart, and the pixel has 15 * s.
-LEAST_LOGIT = -3.4
 REACH = 2  # cells on each side that a pixel is made of
 STRIP = 64  # pixels that are made at one time of the cells around them
 DRAWN_BYTES = 2**29  # of masks of full size that a GPU draws at one time
@@ -36,23 +32,20 @@ class MaskPainter:
     """
 
     def __init__(self, grid: tuple[int, int], size: tuple[int, int], mode: str, device: torch.device):
-        self.grid, self.size, self.reach = grid, size, REACH
+        self.grid, self.size = grid, size
         self.rows, self.columns = (
             resizing_matrix(cells, length, mode, device) for cells, length in zip(grid, size, strict=True)
         )
 
     def boxes(self, logits: Tensor) -> list[tuple[int, int, int, int]]:
         """Where each of the masks (N, h, w) can have pixels: top, bottom, left, right; a GPU is asked but once."""
-        (height, width), (rows, columns), reached = self.grid, self.size, self.reached(logits)
+        lowest = logits.flatten(1).amin(1).clamp(max=0)[:, None, None]
+        reached = logits >= OVERSHOOT * lowest
         extents = torch.cat([extents_of(reached.any(2)), extents_of(reached.any(1))], dim=1)
         return [
-            (*pixels_of(top, bottom, height, rows, self.reach), *pixels_of(left, right, width, columns, self.reach))
+            (*pixels_of(top, bottom, self.grid[0], self.size[0]), *pixels_of(left, right, self.grid[1], self.size[1]))
             for top, bottom, left, right in extents.tolist()
         ]
-
-    def reached(self, logits: Tensor) -> Tensor:
-        """The cells of masks (N, h, w) without which, or others near them, there is no pixel."""
-        return logits >= OVERSHOOT * logits.flatten(1).amin(1).clamp(max=0)[:, None, None]
 
     def paint(self, logits: Tensor, box: tuple[int, int, int, int]) -> tuple[Tensor, int, int]:
         """Logits (h, w) -> booleans of their box (H', W'), and the box's top and left in pixels.
@@ -83,53 +76,6 @@ class MaskPainter:
         return self.columns @ (self.rows @ logits.float()).transpose(1, 2) >= 0
 
 
-class GuidedPainter(MaskPainter):
-    """Brings masks to the size of a picture with the picture's edges; the numbers are those of `guided_masks`.
-
-    Args:
-        grid: h, w of the logits.
-        picture: (3, H, W), floats in 0 to 1, on their device.
-        radius: In cells, as `guided_masks` takes it.
-    """
-
-    def __init__(self, grid: tuple[int, int], picture: Tensor, radius: int):
-        height, width = picture.shape[-2:]
-        super().__init__(grid, (height, width), "bilinear", picture.device)
-        self.guide, self.reach = ColourGuide(picture, grid, radius), 2 * radius + REACH
-
-    def reached(self, logits: Tensor) -> Tensor:
-        """As of a `MaskPainter`."""
-        return logits > LEAST_LOGIT
-
-    def paint(self, logits: Tensor, box: tuple[int, int, int, int]) -> tuple[Tensor, int, int]:
-        """As a `MaskPainter` does; the colours of the box alone are looked at."""
-        top, bottom, left, right = box
-        functions = self.fit_near(logits, box)
-        # The four numbers of a cell are enlarged as so many columns, and then as so many rows.
-        higher = torch.cat(list(enlarge(functions.transpose(0, 1).flatten(1), self.rows, top, bottom)))
-        across = higher.unflatten(1, (4, -1)).permute(2, 1, 0).flatten(1)
-        slopes = torch.cat(list(enlarge(across, self.columns, left, right))).unflatten(1, (4, -1))
-        red, green, blue, shares = slopes.unbind(1)
-        colours = self.guide.picture[:, top : top + shares.shape[1], left : left + shares.shape[0]].transpose(1, 2)
-        shares = shares.addcmul(red, colours[0]).addcmul_(green, colours[1]).addcmul_(blue, colours[2])
-        return (shares >= 0.5).T, top, left
-
-    def fit_near(self, logits: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-        """What `ColourGuide.fit` gives for logits (h, w), (4, h, w), in the cells around a box; elsewhere 0."""
-        (height, width), (rows, columns), (top, bottom, left, right) = self.grid, self.size, box
-        part = (
-            slice(*cells_of(top, bottom, height, rows, self.reach)),
-            slice(*cells_of(left, right, width, columns, self.reach)),
-        )
-        functions = logits.new_zeros((4, height, width), dtype=torch.float32)
-        functions[(slice(None), *part)] = self.guide.fit(logits[part].float().sigmoid()[None], part)[0]
-        return functions
-
-    def paint_columns(self, logits: Tensor) -> Tensor:
-        """As a `MaskPainter` does."""
-        return (self.guide.draw(logits) >= 0.5).transpose(1, 2)
-
-
 def enlarge(cells: Tensor, matrix: Tensor, first: int, last: int) -> Iterator[Tensor]:
     """Rows `first` to `last` of matrix (length, n) @ cells (n, m), some of them at a time, at least one time.
 
@@ -150,16 +96,11 @@ def extents_of(marked: Tensor) -> Tensor:
     return torch.stack([(marked.shape[1] - heads) * (stops > 0), stops], dim=1)
 
 
-def pixels_of(first: int, stop: int, cells: int, length: int, reach: int) -> tuple[int, int]:
+def pixels_of(first: int, stop: int, cells: int, length: int) -> tuple[int, int]:
     """First pixel and the one behind the last, of `length`, in which the cells `first` to `stop` have a part."""
     if stop == 0:
         return 0, 0
-    return max(0, (first - reach) * length // cells - 1), min(length, -(-(stop + reach) * length // cells) + 1)
-
-
-def cells_of(first: int, stop: int, cells: int, length: int, reach: int) -> tuple[int, int]:
-    """First cell and the one behind the last that the pixels `first` to `stop`, of `length`, are made of."""
-    return max(0, first * cells // length - reach), min(cells, -(-max(stop, first + 1) * cells // length) + reach)
+    return max(0, (first - REACH) * length // cells - 1), min(length, -(-(stop + REACH) * length // cells) + 1)
 
 
 def annotate(edges: np.ndarray, rows: int, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:

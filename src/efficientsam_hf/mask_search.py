@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .cpu_threads import map_on_threads
-from .mask_drawing import GuidedPainter, MaskPainter, annotate, find_edges, without_small_regions
+from .mask_drawing import MaskPainter, annotate, find_edges, without_small_regions
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import (
     boxes_at_size,
@@ -86,7 +86,11 @@ class Crop:
         self.grid = (self.embeddings.shape[-2], self.embeddings.shape[-1])
         patch = self.model.config.vision_config.patch_size
         self.frame = torch.tensor([patch * side for side in reversed(self.grid)])
-        self.painter = self.find_painter((4 * self.grid[0], 4 * self.grid[1]))
+        image_processor, device = self.processor.image_processor, self.embeddings.device
+        masks_grid = (4 * self.grid[0], 4 * self.grid[1])
+        self.guide = image_processor.find_guide(self.pixels, masks_grid, device)
+        drawn_grid = self.guide.finer_grid if self.guide else masks_grid
+        self.painter = MaskPainter(drawn_grid, self.size, image_processor.mask_interpolation, device)
         one = self.model.mask_decoder.bytes_per_prompt(self.grid[0] * self.grid[1])
         on_cpu, asked = self.embeddings.device.type == "cpu", self.settings.points_per_batch
         # The runtime of an exported model has threads of its own.
@@ -96,14 +100,6 @@ class Crop:
         by_memory = (CPU_DECODER_BYTES if on_cpu else DECODER_BYTES) // one
         self.points_per_batch = asked // self.threads if asked else max(1, by_memory)
         self.kept: list[Tensor] = []
-
-    def find_painter(self, grid: tuple[int, int]) -> MaskPainter:
-        """What brings masks of a grid to the crop's size, as the image processor says."""
-        image_processor, device = self.processor.image_processor, self.embeddings.device
-        if image_processor.edge_radius:
-            colours = image_processor.colours_of(self.pixels, device)
-            return GuidedPainter(grid, colours, image_processor.edge_radius)
-        return MaskPainter(grid, self.size, image_processor.mask_interpolation, device)
 
     def search(self, side: int) -> Candidates:
         """The masks that side x side clicks give, after all filters and non-maximum suppression."""
@@ -209,6 +205,7 @@ class Crop:
         """Of candidates with any pixels the row, what COCO notes of them, and whether no small region was changed."""
         left, top, *_ = self.box
         for rows, logits in self.logits(found):
+            logits = self.guide.refine(logits) if self.guide else logits
             if self.settings.min_mask_region_area:
                 noted = self.annotate_regions(logits)
             else:
