@@ -67,6 +67,7 @@ def seven_points():
         (["text.jpg", "--point", "1,2"], "text.jpg: cannot be read as a picture"),
         (["cut.png", "--point", "1,2"], "cut.png: cannot be read as a picture"),
         (["photo.png"], "at least one --point X,Y or --box"),
+        (["photo.png", "--point", "5,5,0"], "at least one --point on the object, got background alone"),
         (["photo.png", "--point", "1"], "--point must be X,Y or X,Y,LABEL, got '1'"),
         (["photo.png", "--point", "a,b"], "got 'a,b'"),
         (["photo.png", "--box", "1,2,3"], "--box must be X0,Y0,X1,Y1, got '1,2,3'"),

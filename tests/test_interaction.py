@@ -67,6 +67,34 @@ def test_undo_gives_back_what_was_answered_to_a_mask(session, taught):
     assert torch.equal(session.answer.scores, before.scores)
 
 
+@pytest.mark.parametrize("point_at", ["a click", "a box"])
+def test_undo_gives_back_the_choice(session, taught, point_at):
+    session.click(*taught, 0.3, 0.5, 1)
+    session.choice = 1
+    before = session.chosen()
+    if point_at == "a click":
+        session.click(*taught, 0.75, 0.25, 1)
+    else:
+        session.drag(*taught, (0.1, 0.1, 0.6, 0.6))
+    assert session.choice == 0
+    session.undo(*taught)
+    assert session.choice == 1
+    assert np.array_equal(session.chosen(), before)
+
+
+def test_places_in_pixels_and_unknown_kinds_are_refused(session, parts, tmp_path):
+    with pytest.raises(ValueError, match=r"a place wants 0 to 1 of the photo's sides, found 300, 0\.5"):
+        session.click(*parts, 300, 0.5, 1)
+    with pytest.raises(ValueError, match="a place wants 0 to 1"):
+        session.drag(*parts, (0.1, 0.1, 0.5, 20))
+    assert session.prompt == Prompt()
+    session.click(*parts, 1.04, -0.02, 1)
+    assert session.prompt.points == ((session.photo.width - 1, 0),)
+    with pytest.raises(ValueError, match="there is no kind 'jpg', wanted mask, coco, cutout"):
+        session.save("jpg", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_mask_is_shown_with_a_box_of_everything_or_where_there_is_none(session, taught, photo):
     session.click(*taught, 0.3, 0.5, 1)
     session.click(*taught, 0.4, 0.5, 1)

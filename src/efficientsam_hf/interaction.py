@@ -18,27 +18,31 @@ from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_everything, draw_segmentation, label_map
 
 SHOWN_SIDE = 800  # pixels of the longer side of what is drawn, at every click
+FARTHEST = 2  # sides that a place may lie from the photo's middle; what is farther must be in pixels
+KINDS = ("mask", "coco", "cutout")
 
 
 @dataclass(frozen=True)
 class Prompt:
     """What was pointed at so far: clicks x, y with labels 1 (object) or 0 (background), and at most one box.
 
-    With its last click goes the mask that it corrects, as run lengths, so that it is asked for the same again.
+    With its last click goes the mask that it corrects, as run lengths, so that it is asked for the same again; once
+    something else is pointed at, it keeps which of its answer's masks was chosen.
     """
 
     points: tuple[tuple[float, float], ...] = ()
     labels: tuple[int, ...] = ()
     box: tuple[float, float, float, float] | None = None
     mask: dict[str, Any] | None = None
+    choice: int = 0
 
     def with_click(self, x: float, y: float, label: int, mask: dict[str, Any] | None = None) -> "Prompt":
         """One click more, on a mask that was found before."""
-        return replace(self, points=(*self.points, (x, y)), labels=(*self.labels, label), mask=mask)
+        return replace(self, points=(*self.points, (x, y)), labels=(*self.labels, label), mask=mask, choice=0)
 
     def with_box(self, x0: float, y0: float, x1: float, y1: float) -> "Prompt":
         """Another box in place of the one before, however its corners were drawn."""
-        return replace(self, box=(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), mask=None)
+        return replace(self, box=(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), mask=None, choice=0)
 
     def arguments(self) -> dict[str, Any]:
         """As `segment` takes them; nothing of nothing."""
@@ -125,7 +129,7 @@ class PhotoSession:
         """
         mask = self.chosen() if processor.mask_prompts and self.answer else None
         shown = encode_rle(mask) if mask is not None and mask.any() else None
-        self.ask(model, processor, [*self.history, self.prompt.with_click(*self.in_pixels(x, y), label, shown)])
+        self.ask(model, processor, [*self.remembered(), self.prompt.with_click(*self.in_pixels(x, y), label, shown)])
 
     def drag(
         self, model: EfficientSamModel, processor: EfficientSamProcessor, corners: tuple[float, float, float, float]
@@ -136,9 +140,8 @@ class PhotoSession:
             ValueError: as in `click`, and for a box without any area.
         """
         x0, y0, x1, y1 = corners
-        self.ask(
-            model, processor, [*self.history, self.prompt.with_box(*self.in_pixels(x0, y0), *self.in_pixels(x1, y1))]
-        )
+        box = (*self.in_pixels(x0, y0), *self.in_pixels(x1, y1))
+        self.ask(model, processor, [*self.remembered(), self.prompt.with_box(*box)])
 
     def undo(self, model: EfficientSamModel, processor: EfficientSamProcessor) -> None:
         """Take back the last click or box; of all objects, show none."""
@@ -148,8 +151,14 @@ class PhotoSession:
         """Point at nothing; the photo's embedding stays."""
         self.history, self.answer, self.records, self.choice = [Prompt()], None, [], 0
 
+    def remembered(self) -> list[Prompt]:
+        """What was pointed at, with the choice that was made of the last answer."""
+        return [*self.history[:-1], replace(self.prompt, choice=self.choice if self.answer else 0)]
+
     def in_pixels(self, x: float, y: float) -> tuple[float, float]:
-        """A place in 0 to 1 of the sides -> pixels inside the photo."""
+        """A place in 0 to 1 of the sides -> pixels inside the photo, for a place beside it the nearest."""
+        if max(abs(x - 0.5), abs(y - 0.5)) > FARTHEST:
+            raise ValueError(f"a place wants 0 to 1 of the photo's sides, found {x:g}, {y:g}")
         width, height = self.photo.size
         return min(max(x, 0) * width, width - 1), min(max(y, 0) * height, height - 1)
 
@@ -159,7 +168,7 @@ class PhotoSession:
         if arguments := history[-1].arguments():
             answer = segment(model, processor, self.photo, **arguments, image_embeddings=self.embeddings)
             self.embeddings = answer.image_embeddings
-        self.history, self.answer, self.records, self.choice = history, answer, [], 0
+        self.history, self.answer, self.records, self.choice = history, answer, [], history[-1].choice
 
     def find_everything(
         self, model: EfficientSamModel, processor: EfficientSamProcessor, **options: Any
@@ -214,8 +223,10 @@ class PhotoSession:
             folder: Where to; it must be there.
 
         Raises:
-            ValueError: if nothing was found yet.
+            ValueError: if nothing was found yet, and for another kind.
         """
+        if kind not in KINDS:
+            raise ValueError(f"there is no kind {kind!r}, wanted {', '.join(KINDS)}")
         if self.answer is None and not self.records:
             raise ValueError("there is no mask yet: click on something first")
         path = Path(folder) / f"{Path(self.name).stem}_{kind}.{'json' if kind == 'coco' else 'png'}"
