@@ -31,8 +31,6 @@ def predict(
     boxes = [parse_numbers(text, "--box", (4,), "X0,Y0,X1,Y1") for text in box or []]
     if not clicks and not boxes:
         raise ValueError("give at least one --point X,Y or --box X0,Y0,X1,Y1, got none")
-    if clicks and not any(len(click) == 2 or click[2] == 1 for click in clicks):
-        raise ValueError("give at least one --point on the object, got background alone (a --box is another object)")
     points, labels = [click[:2] for click in clicks], [click[2] if len(click) > 2 else 1 for click in clicks]
     output = output or Path(f"{Path(photo).stem}_overlay.png")
 
@@ -46,6 +44,8 @@ def predict(
     picture = read_photo(photo)
     logging.disable_progress_bar()
     loaded, processor = load_checkpoint(model, device=place_of(device, model))
+    if processor.negative_points and labels and not any(labels):
+        raise ValueError("give at least one --point on the object, got background alone (a --box is another object)")
     prompts = as_objects(points, labels, boxes)
     answer = segment(loaded, processor, picture, **prompts, zoom=zoom)
     overlay = answer.show(picture, **prompts)
