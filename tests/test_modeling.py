@@ -36,6 +36,17 @@ def test_shapes(model, pixels):
     assert outputs.loss is None
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("prompts", [{"input_boxes": torch.zeros(2, 0, 4)}, {"input_points": torch.zeros(2, 0, 1, 2)}])
+def test_no_object_has_no_masks(model, pixels, prompts, multimask, gradients):
+    """As where a detector found nothing."""
+    with torch.set_grad_enabled(gradients):
+        outputs = model(pixels, **prompts, multimask_output=multimask)
+    assert outputs.pred_masks.shape == (2, 0, 3 if multimask else 1, 16, 16)
+    assert outputs.iou_scores.shape == (2, 0, 3 if multimask else 1)
+
+
 def test_embeddings_path_equals_pixels_path(model, pixels):
     embeddings = model.get_image_embeddings(pixels)
     same(model(image_embeddings=embeddings, input_points=POINTS), model(pixels, input_points=POINTS))

@@ -1174,7 +1174,8 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         answers = self.last_look(tokens, image, prepared, [0, *self.numbers(chosen)])
         scores, masks = self.predict_iou(answers, chosen), self.draw_masks(answers[:, :, 1:], image, prepared, chosen)
         return EfficientSamMaskDecoderOutput(
-            iou_scores=scores.reshape(batch, count, -1), pred_masks=masks.reshape(batch, count, *masks.shape[2:])
+            iou_scores=scores.reshape(batch, count, scores.shape[-1]),
+            pred_masks=masks.reshape(batch, count, *masks.shape[2:]),
         )
 
     def prepare(
@@ -1256,7 +1257,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         # Cell by cell first: one sum of a million squares would lose digits.
         precise = torch.promote_types(cells.dtype, torch.float32)
         lengths = torch.linalg.vector_norm(cells, dim=2, keepdim=True, dtype=precise)
-        variance = lengths.square().sum(1, keepdim=True) / cells[0].numel()
+        variance = lengths.square().sum(1, keepdim=True) / math.prod(cells.shape[1:])
         factor = (variance + self.upscale_norm.eps).rsqrt().to(cells.dtype)
         gain, shift = self.upscale_norm.weight.repeat(4) * factor, self.upscale_norm.bias.repeat(4)
         halving = spreading_matrix(self.upscale_conv2), self.upscale_conv2.bias.repeat(4)
@@ -1267,7 +1268,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             masks = self.draw_cells(cells, gain, shift, halving, weights, fine)
         else:
             # Some cells at a time, so that what is large stays in the cache and in memory that is used again.
-            size = max(1, DRAWN_CELLS // len(cells))
+            size = max(1, DRAWN_CELLS // max(1, len(cells)))
             parts = cells.split(size, dim=1)
             details = [None] * len(parts) if fine is None else fine.split(size, dim=1)
             parts = [
