@@ -165,6 +165,26 @@ def test_osams_masks_come_in_segments_order_and_interpolation(interpolation):
     assert (scores.argmax(-1) != 0).any()
 
 
+def test_osams_files_are_compared_without_the_photos_edges(model, processor, monkeypatch):
+    """As they are where the processor's masks follow them; in place of the files answer what they are made of."""
+
+    class Session:
+        def __init__(self, path: str, providers: list[str]):
+            kind = official.OfficialEncoder if path == "encoder" else OfficialDecoder
+            self.module = kind(model, processor)
+
+        def run(self, _: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+            with torch.inference_mode():
+                answers = self.module(**{name: torch.from_numpy(value) for name, value in feeds.items()})
+            return [part.numpy() for part in (answers if isinstance(answers, tuple) else (answers,))]
+
+    monkeypatch.setattr(official, "wanted_package", lambda *_: SimpleNamespace(InferenceSession=Session))
+    processor.image_processor.edge_radius = 2
+    check = official.compare_official(model, processor, ["encoder", "decoder"], official.PHOTO)
+    assert processor.image_processor.edge_radius == 2
+    assert check["mask_iou"] > 0.99
+
+
 def test_osams_files_with_other_masks_are_refused(model, processor, tmp_path, monkeypatch):
     found = {"image_embeddings": 0.0, "iou_scores": 0.0, "mask_iou": 0.98}
     monkeypatch.setattr(official, "trace_official", lambda *_: [None, None])

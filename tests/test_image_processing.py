@@ -452,6 +452,7 @@ def test_without_conversion_only_rgb_is_taken(processor):
         ({"mask_interpolation": "nearest"}, 'wants "bicubic" or "bilinear", found \'nearest\''),
         ({"edge_radius": -1}, "edge_radius wants a whole number of cells, 0 or more, found -1"),
         ({"edge_radius": 1.5}, "edge_radius wants a whole number of cells, 0 or more, found 1.5"),
+        ({"edge_radius": True}, "edge_radius wants a whole number of cells, 0 or more, found True"),
     ],
 )
 def test_settings_that_cannot_be_meant(processor, settings, message):

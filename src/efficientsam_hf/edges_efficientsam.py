@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FINER = 2  # cells of the finer grid along one of the masks'; from four on, single pixels' colours leave specks
+FINER = 2  # cells of the finer grid along one of the masks'; more of them leave specks (docs/benchmarks.md)
 SMOOTHNESS = 1e-3  # variance of colours in 0 to 1; where they vary less, a mask is smoothed rather than led by them
 LEAST_AGREEMENT = 0.6  # IoU of a mask with its fit, on its own grid, from which colours are taken to tell the object
 NEARLY = 1e-4  # how far from 0 and 1 shares stay, which have no logits there

@@ -215,7 +215,7 @@ class Crop:
                     yield row, annotation, same
 
     def annotate_regions(self, logits: Tensor) -> Iterator[tuple[dict[str, Any], bool]]:
-        """What COCO notes of masks (N, 4h, 4w) without their small regions, and whether there were none."""
+        """What COCO notes of masks on the painter's grid without their small regions, and whether there were none."""
         left, top, *_ = self.box
         for own, box in zip(logits, self.painter.boxes(logits), strict=True):
             mask, y, x = self.painter.paint(own, box)

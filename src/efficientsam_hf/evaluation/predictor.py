@@ -193,7 +193,7 @@ class EfficientSamPredictor:
     @torch.inference_mode()
     def at_size(self, embedded: Embedded, logits: Tensor) -> np.ndarray:
         """See `Predictor`."""
-        sizes, pictures = [list(embedded.size)], [embedded.picture] if embedded.picture else None
+        sizes, pictures = [list(embedded.size)], [embedded.picture]
         masks = self.processor.post_process_masks(logits[None, None], sizes, images=pictures)[0][0]
         return masks.cpu().numpy()
 
