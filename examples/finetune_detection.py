@@ -30,12 +30,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import HfArgumentParser, Mask2FormerImageProcessorPil
 
+from efficientsam_hf.data.coco import read_dataset
 from efficientsam_hf.data.epochs import EpochSamples
 from efficientsam_hf.data.instances import CocoInstances, InstanceSample, keep_lists, open_instance_column
 from efficientsam_hf.data.scale_jitter import ScaleJitter, WholePicture
 from efficientsam_hf.data.semantic import read_names
 from efficientsam_hf.evaluation.coco_ap import average_precision, truth_of
-from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.mask_sets import predict_instances
 from efficientsam_hf.training.classification import normalize_pixels
 from efficientsam_hf.training.encoders import backbone_config, find_backbone, trunk_shares, windowed
@@ -113,7 +113,10 @@ def build_model(args: Arguments, names: list[str]) -> tuple[torch.nn.Module, Cal
 
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, items: Sequence, args: Arguments, accelerator: Accelerator) -> dict[str, float]:
-    """COCO's AP of the masks, and of the boxes around them; each process looks at its part of the pictures."""
+    """COCO's AP of the masks, and of the boxes: the detector's own, or those around Mask2Former's masks.
+
+    Each process looks at its part of the pictures.
+    """
     plain, whole = accelerator.unwrap_model(model).eval(), WholePicture(args.image_size)
     rows = []
     for index in range(accelerator.process_index, len(items), accelerator.num_processes):

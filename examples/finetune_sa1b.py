@@ -82,7 +82,9 @@ class Arguments:
     mask_prompts: bool = field(default=False, metadata={"help": "add mask prompts to a model without them"})
     max_prompt_points: int | None = field(default=None, metadata={"help": "give a model's prompts so many slots"})
     single_mask: bool = field(default=False, metadata={"help": "train mask token 0 to answer alone"})
-    image_size: int | None = field(default=None, metadata={"help": "side in pixels to train at; default: the model's"})
+    image_size: int | None = field(
+        default=None, metadata={"help": "side in pixels to train at; it is measured and saved at the model's own"}
+    )
     masks_per_image: int = field(default=32, metadata={"help": "masks drawn from a picture; SAM: 64 a GPU"})
     smallest_mask: float = field(default=0.0, metadata={"help": "masks covering less of the picture are left out"})
     recipe: str = field(default="paper", metadata={"help": f"what an object is asked: {', '.join(RECIPES)}"})
@@ -112,7 +114,9 @@ class Arguments:
     )
     total_batch: int = field(default=128, metadata={"help": "pictures a weight update, all processes together"})
     batch_size: int = field(default=2, metadata={"help": "pictures a process takes at once"})
-    epochs: float = field(default=5, metadata={"help": "times that all pictures are seen"})
+    epochs: float = field(
+        default=5, metadata={"help": "so many times as many pictures as there are, drawn from all sources alike"}
+    )
     pictures: int | None = field(default=None, metadata={"help": "in an epoch; default: those by number are counted"})
     max_steps: int | None = field(default=None, metadata={"help": "weight updates, instead of epochs"})
     learning_rate: float = field(default=4e-4, metadata={"help": "at its peak"})
@@ -128,7 +132,9 @@ class Arguments:
     )
     lora: int = field(default=0, metadata={"help": "rank of adapters in the encoder, which stays as it is; 0: none"})
     schedule: str = field(default="linear", metadata={"help": "linear or cosine, down to 0"})
-    warmup: int = field(default=250, metadata={"help": "steps of linear climb"})
+    warmup: int | None = field(
+        default=None, metadata={"help": "steps of linear climb; 250, as SAM's, or a tenth of fewer than 2500 if left out"}
+    )
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients longer than this are cut"})
     ema: float = field(default=0.0, metadata={"help": "decay of the weights' moving average, such as 0.9999; 0: none"})
@@ -240,6 +246,7 @@ def main(args: Arguments) -> None:
     else:
         loader = streamed_batches(args, processor, step, accelerator, position)
     schedule = {"linear": warmup_linear, "cosine": warmup_cosine}[args.schedule]
+    warmup = min(250, max_steps // 10) if args.warmup is None else args.warmup
     size, processes = sum(parameter.numel() for parameter in model.parameters()), accelerator.num_processes
     trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     accelerator.print(f"{size:,} parameters, {trained:,} of them trained, {len(held)} pictures to measure on")
@@ -251,7 +258,7 @@ def main(args: Arguments) -> None:
     started, reported = start, step
     last = step if best.is_over else max_steps  # what ended for want of patience has ended
     for number, batch in enumerate(islice(loader, max(last - step, 0) * accumulate)):
-        rate = schedule(step, peak=args.learning_rate, warmup=args.warmup, total=max_steps)
+        rate = schedule(step, peak=args.learning_rate, warmup=warmup, total=max_steps)
         set_learning_rate(optimizer, rate)
         with accelerator.accumulate(task):
             # By the batch's number over all processes, so that two draw what one would.

@@ -8,6 +8,7 @@ import argparse
 import ray
 
 from efficientsam_hf import load_checkpoint, segment_everything
+from efficientsam_hf.evaluation.predictor import EfficientSamPredictor
 from efficientsam_hf.labelling.shards import LabelFolder
 from efficientsam_hf.labelling.sources import find_label_shards
 
@@ -15,9 +16,9 @@ from efficientsam_hf.labelling.sources import find_label_shards
 class Labeller:
     """One actor: a model in memory, and shards by their numbers."""
 
-    def __init__(self, source: str, output: str, format: str, model: str | None):
+    def __init__(self, source: str, output: str, format: str, model: str | None, settings: dict):
         self.model, self.processor = load_checkpoint(model)
-        self.folder = LabelFolder(output, format, find_label_shards(source), {"model": model or "default"})
+        self.folder = LabelFolder(output, format, find_label_shards(source), settings)
 
     def __call__(self, batch: dict) -> dict:
         # As the only one of its kind in a world of as many processes as there are shards.
@@ -38,8 +39,11 @@ def main() -> None:
     parser.add_argument("--gpus", type=float, default=0, help="of each actor")
     args = parser.parse_args()
     shards = find_label_shards(args.source)
-    folder = LabelFolder(args.output, args.format, shards, {"model": args.model or "default"})
-    given = {name: getattr(args, name) for name in ("source", "output", "format", "model")}
+    # Labels of other weights are refused, also where these have the same name.
+    weights = EfficientSamPredictor(*load_checkpoint(args.model, device="cpu")).weights_hash()
+    settings = {"model": args.model or "default", "weights_sha256": weights}
+    folder = LabelFolder(args.output, args.format, shards, settings)
+    given = {name: getattr(args, name) for name in ("source", "output", "format", "model")} | {"settings": settings}
     rows = ray.data.from_items([{"shard": number} for number in range(len(shards))])
     # A failed shard stays without a note; the command, started again, does it.
     rows.map_batches(

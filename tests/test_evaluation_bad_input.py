@@ -7,8 +7,8 @@ from oracles import Oracle, write_coco
 from PIL import Image
 from test_evaluation_coco import MODEL, campaign, write_detections
 
+from efficientsam_hf.data.coco import read_dataset
 from efficientsam_hf.evaluation.campaign import score_detections, score_interactive, score_proposals
-from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.interactive import Settings
 from efficientsam_hf.evaluation.protocols import find_protocol
 from efficientsam_hf.masks_efficientsam import encode_rle

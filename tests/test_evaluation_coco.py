@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from oracles import Oracle, write_coco
 
+from efficientsam_hf.data.coco import read_dataset
 from efficientsam_hf.evaluation.campaign import Campaign, score_detections, score_interactive, score_proposals
 from efficientsam_hf.evaluation.coco_ap import average_precision, true_dataset
-from efficientsam_hf.evaluation.ground_truth import find_true_pictures, read_dataset
+from efficientsam_hf.evaluation.ground_truth import find_true_pictures
 from efficientsam_hf.evaluation.interactive import Settings
 from efficientsam_hf.evaluation.proposals import average_recall
 from efficientsam_hf.evaluation.protocols import find_protocol

@@ -339,6 +339,17 @@ def test_a_plain_trainer_trains(model, rows, tmp_path):
     assert any(name.startswith("mask_decoder") for name in changed)
 
 
+def test_a_plain_trainer_evaluates_and_keeps_no_embeddings(model, rows, tmp_path):
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, label_names=["labels"])
+    trainer = Trainer(model, arguments, eval_dataset=rows)
+    with torch.no_grad():
+        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        wanted = model.eval()(**batch)
+    answer = trainer.predict(rows)
+    assert answer.metrics["test_loss"] == pytest.approx(wanted.loss.item(), rel=1e-4)
+    assert [part.shape for part in answer.predictions] == [wanted.iou_scores.shape, wanted.pred_masks.shape]
+
+
 def test_a_plain_trainer_accumulates_what_a_larger_batch_would_give(rows, tmp_path):
     models, losses = [], []
     for size, accumulated in ((4, 1), (1, 4)):

@@ -18,10 +18,10 @@ from test_examples import PLAIN, steps_in
 from test_recipes import coco_options, figure, room, run  # noqa: F401  # the fixtures
 
 from efficientsam_hf import EfficientSamBackbone, EfficientSamModel
+from efficientsam_hf.data.coco import read_dataset
 from efficientsam_hf.data.instances import CocoInstances
 from efficientsam_hf.data.scale_jitter import WholePicture
 from efficientsam_hf.evaluation.coco_ap import average_precision
-from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.mask_sets import predict_instances
 from efficientsam_hf.training.classification import normalize_pixels
 from efficientsam_hf.training.mask_rcnn import MaskRcnn, build_mask_rcnn, load_mask_rcnn, mask_rcnn_inputs

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import detail_config, make_model, stem_config, tiny_config
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from efficientsam_hf import (
@@ -441,3 +442,49 @@ def test_images_that_are_never_written_out_are_those_that_would_be(model):
     wanted = transformer.final_layer_norm(tokens + last)[:, 1:3]
     assert_close(last_seen.flatten(0, 1), wanted, rtol=0, atol=1e-5)
     assert_close(images.written_out(terms), image, rtol=0, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What others do with its layers
+
+
+def test_what_a_checkpoint_lacks_begins_as_in_a_new_model(model, tmp_path):
+    """Loading makes parameters of bare memory: all that is not in the file must be given its first value."""
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "position_embedding" in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, new = EfficientSamModel.from_pretrained(tmp_path), EfficientSamModel(model.config)
+    for (name, found), wanted in zip(loaded.named_parameters(), new.parameters(), strict=True):
+        if name in kept:
+            continue
+        assert found.isfinite().all(), name
+        if wanted.std(correction=0) == 0:
+            assert torch.equal(found, wanted), name
+        else:
+            assert 0.3 < found.std(correction=0) / wanted.std(correction=0) < 3, name
+
+
+def test_adapters_of_peft_are_heard_before_and_after_merging(model, pixels):
+    peft = pytest.importorskip("peft")
+    asked = {"input_boxes": torch.tensor([[[4.0, 4, 40, 40]]] * 2)}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    apart = adapted(pixels, **asked)
+    apart.pred_masks.sum().backward()
+    grown = {name for name, parameter in adapted.named_parameters() if "lora_" in name and parameter.grad is None}
+    assert not any("attention" in name or "token_to_image" in name or "image_to_token" in name for name in grown)
+    merged = adapted.merge_and_unload()(pixels, **asked)
+    assert_close(merged.pred_masks, apart.pred_masks, rtol=1e-3, atol=1e-3)
+
+
+def test_an_argument_under_a_wrong_name_is_refused(model, pixels):
+    boxes = torch.tensor([[[4.0, 4, 40, 40]]] * 2)
+    with pytest.raises(TypeError, match="takes no 'input_box': is 'input_boxes' meant"):
+        model(pixels, input_box=boxes)
+    with pytest.raises(TypeError, match="is 'multimask_output' meant"):
+        model(pixels, input_boxes=boxes, multimask_ouput=False)
+    sizes = torch.tensor([[64, 64]] * 2)
+    assert_close(
+        model(pixels, input_boxes=boxes, original_sizes=sizes, use_cache=False).pred_masks,
+        model(pixels, input_boxes=boxes).pred_masks,
+    )

@@ -167,10 +167,20 @@ def test_labels_that_the_weights_never_learnt(processor, model, photo):
     with pytest.raises(ValueError, match="never learnt background clicks"):
         segment(model, processor, photo, points=[[24, 20]], labels=[0])
     taught = make_model(tiny_config(negative_points=True))
-    answer = segment(
-        taught, EfficientSamProcessor.from_model_config(taught.config), photo, points=[[24, 20]], labels=[0]
-    )
+    known = EfficientSamProcessor.from_model_config(taught.config)
+    answer = segment(taught, known, photo, points=[[24, 20], [30, 20]], labels=[0, 1])
     assert answer.masks.shape == (1, 3, 48, 80)
+    with pytest.raises(ValueError, match=r"object 1: wanted a click on it or a box, found .* background alone"):
+        segment(taught, known, photo, points=[[[30, 20]], [[24, 20]]], labels=[[1], [0]])
+    boxed = segment(taught, known, photo, points=[[24, 20]], labels=[0], boxes=[20, 10, 40, 30])
+    assert boxed.masks.shape == (1, 3, 48, 80)
+
+
+def test_one_click_needs_no_list_around_it(processor, model, photo):
+    alone = segment(model, processor, photo, points=[24, 20])
+    assert torch.equal(alone.scores, segment(model, processor, photo, points=[[24, 20]]).scores)
+    marked = segment(model, processor, photo, points=(24, 20), labels=1)
+    assert torch.equal(alone.scores, marked.scores)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -215,6 +215,7 @@ def test_a_dry_run_shows_what_a_push_uploads_and_asks_nobody(stand_in, folder, m
     shown = dict(re.findall(r"^ *([\d,]+) (\S+\.\S+)$", result.output, flags=re.MULTILINE))
     shown = {name: int(size.replace(",", "")) for size, name in shown.items()}
     assert "pipeline_tag: mask-generation" in result.output
+    assert "license" not in result.output  # which is the author's to choose
     monkeypatch.setenv("HF_TOKEN", "hf_good")
     push(folder, "tiny")
     assert shown == {name: len(content) for name, content in stand_in.repositories["someone/tiny"].files.items()}

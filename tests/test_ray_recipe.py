@@ -50,3 +50,9 @@ def test_ray_labels_tars_and_goes_on_where_it_stopped(tmp_path):
     changed = {path.name for path in before if before[path] != after[path]}
     assert changed <= {"sa_1.json", "report.json"}  # seconds
     assert len(json.loads((tmp_path / "out" / "coco.json").read_text())["images"]) == 6
+
+    other = make_model(config, seed=1)
+    save_for_hub(other, EfficientSamProcessor.from_model_config(config), tmp_path / "tiny", overwrite=True)
+    refused = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert refused.returncode
+    assert "weights_sha256" in refused.stderr

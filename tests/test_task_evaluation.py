@@ -5,9 +5,9 @@ import pytest
 import torch
 from test_recipes import room  # noqa: F401  # the fixture
 
+from efficientsam_hf.data.coco import read_dataset
 from efficientsam_hf.data.instances import CocoInstances
 from efficientsam_hf.evaluation.coco_ap import average_precision, truth_of
-from efficientsam_hf.evaluation.ground_truth import read_dataset
 from efficientsam_hf.evaluation.mask_sets import best_instances, instance_rows, masks_at_full_size, pixel_classes
 from efficientsam_hf.evaluation.semantic import ConfusionMatrix
 

@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -38,6 +40,11 @@ def hashes_of(model: Any, processor: Any) -> dict[str, str]:
 
     known = describe_model(EfficientSamPredictor(model, processor), "", "")
     return {name: known[name] for name in ("weights_sha256", "settings_sha256")}
+
+
+def file_name_of(picture: str) -> Path:
+    """What a path or a URL calls its picture."""
+    return Path(Path(urlsplit(picture).path if "://" in picture else picture).name)
 
 
 def parse_numbers(text: str, name: str, counts: tuple[int, ...], form: str) -> list[float]:

@@ -12,7 +12,7 @@ def push(
     repository: Annotated[str, typer.Argument(metavar="REPO", help="NAME or OWNER/NAME on the Hub")],
     private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be uploaded, and ask nobody")] = False,
-    license: Annotated[str | None, typer.Option(help="as the Hub spells it; the card's, or apache-2.0")] = None,
+    license: Annotated[str | None, typer.Option(help="as the Hub spells it; the card's if left out")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="trained on; may be given several times")] = None,
     base_model: Annotated[str | None, typer.Option(help="fine-tuned from")] = None,
     metrics: Annotated[Path | None, typer.Option(help='JSON: {"data set": {"metric": number}}')] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .arguments import Device, Model, hashes_of, parse_numbers, place_of, progress_bar
+from .arguments import Device, Model, file_name_of, hashes_of, parse_numbers, place_of, progress_bar
 
 
 def predict(
@@ -32,7 +32,9 @@ def predict(
     if not clicks and not boxes:
         raise ValueError("give at least one --point X,Y or --box X0,Y0,X1,Y1, got none")
     points, labels = [click[:2] for click in clicks], [click[2] if len(click) > 2 else 1 for click in clicks]
-    output = output or Path(f"{Path(photo).stem}_overlay.png")
+    if strange := set(labels) - {0, 1}:
+        raise ValueError(f"--point: wanted labels 1 (object), 0 (background), found {strange.pop():g}")
+    output = output or Path(f"{file_name_of(photo).stem}_overlay.png")
 
     from transformers.utils import logging
 
@@ -53,7 +55,7 @@ def predict(
     with written_together(files) as (overlay_part, *json_part):
         overlay.save(overlay_part)
         for part in json_part:
-            image = {"file_name": Path(photo).name, "width": picture.width, "height": picture.height}
+            image = {"file_name": file_name_of(photo).name, "width": picture.width, "height": picture.height}
             part.write_text(json.dumps({"image": image, "annotations": records}, indent=1) + "\n")
     for record in records:
         typer.echo(f"object {record['id']}: predicted IoU {record['predicted_iou']:.2f}, {record['area']} pixels")
@@ -119,7 +121,7 @@ def everything(
     logging.disable_progress_bar()
     loaded, processor = load_checkpoint(model, device=place_of(device, model))
     if not Path(source).is_dir():
-        output = output or Path(f"{Path(source).stem}_everything.png")
+        output = output or Path(f"{file_name_of(source).stem}_everything.png")
         count = segment_file(loaded, processor, source, output, json_file, **options)
         typer.echo(f"{count} masks: {output}" + (f", {json_file}" if json_file else ""))
         return

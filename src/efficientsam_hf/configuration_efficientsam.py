@@ -99,6 +99,12 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         super().__post_init__(**kwargs)
 
+    def set_output_features_output_indices(self, out_features: list | None, out_indices: list | None) -> None:
+        """As transformers', with negative numbers counted from the last layer's output."""
+        if out_indices is not None:
+            out_indices = [index + self.num_hidden_layers + 1 if index < 0 else index for index in out_indices]
+        super().set_output_features_output_indices(out_features, out_indices)
+
     @property
     def stage_names(self) -> list[str]:
         """All that a backbone can give: the input of the first layer, the output of each, the neck's, the pyramid."""
@@ -236,6 +242,8 @@ class EfficientSamConfig(PreTrainedConfig):
         "mask_decoder_config": EfficientSamMaskDecoderConfig,
     }
     sub_configs_defaults: ClassVar[dict] = dict(sub_configs)
+    # What transformers' Trainer would otherwise collect of every evaluated picture.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["image_embeddings"]
 
     vision_config: dict | PreTrainedConfig | None = None
     prompt_encoder_config: dict | PreTrainedConfig | None = None

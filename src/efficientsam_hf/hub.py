@@ -37,9 +37,8 @@ MAPPINGS = {
     "AutoBackbone": MODEL_FOR_BACKBONE_MAPPING,
 }
 
-# What the Hub files a model by, unless the card says otherwise.
+# What the Hub files a model by, unless the card says otherwise. A licence is its author's to choose.
 CARD_DATA = {
-    "license": "apache-2.0",
     "library_name": "transformers",
     "pipeline_tag": "mask-generation",
     "tags": ["efficientsam", "segment-anything"],

@@ -81,12 +81,12 @@ class PhotoSession:
     """A photo, what was pointed at, and the answer. What fails leaves everything as it was.
 
     Args:
-        photo: In RGB.
+        photo: Of any colour mode, turned any way.
         name: Of its file, which COCO's JSON gives; downloads are called after it.
     """
 
     def __init__(self, photo: PIL.Image.Image, name: str = "photo.jpg"):
-        self.photo = photo
+        self.photo = photo = read_photo(photo)  # upright, as it is segmented
         self.name = Path(name).name
         self.scale = SHOWN_SIDE / max(photo.size)
         width, height = (max(1, round(side * self.scale)) for side in photo.size)

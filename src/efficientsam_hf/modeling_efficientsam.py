@@ -8,8 +8,9 @@ With converted weights the numbers are those of the authors' implementation (git
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, cast
 
@@ -36,6 +37,10 @@ from .masks_efficientsam import rank_masks, resizing_matrix
 
 # Labels of a slot. The first three are the user's; box corners get theirs inside the model.
 NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+# Names of the model's own arguments; what nearly is one of them is a slip.
+ARGUMENTS = ["pixel_values", "input_points", "input_labels", "input_boxes", "input_masks", "image_embeddings"]
+ARGUMENTS += ["labels", "multimask_output"]
 
 # What a CPU's cache holds, rows of an MLP's hidden layer and cells enlarged four times.
 MLP_ROWS, DRAWN_CELLS = 512, 2048
@@ -132,7 +137,10 @@ class EfficientSamPreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
             return
         super()._init_weights(module)
-        if isinstance(module, EfficientSamPositionalEmbedding):
+        if isinstance(module, EfficientSamCellProjection):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, EfficientSamPositionalEmbedding):
             init.normal_(module.gaussian_matrix, std=module.scale)
         elif isinstance(module, EfficientSamVisionEmbeddings):
             init.trunc_normal_(module.position_embedding, std=self.config.initializer_range)
@@ -367,7 +375,7 @@ class EfficientSamConvolutionalStem(nn.Module):
     What few photos cannot teach a transformer, a small convolutional network brings along from its own pretraining.
     """
 
-    def __init__(self, config: EfficientSamVisionConfig):
+    def __init__(self, config: EfficientSamVisionConfig, with_details: bool = True):
         super().__init__()
         channels = config.stem_channels
         self.conv = EfficientSamSameConv2d(config.num_channels, channels, kernel_size=3, stride=2)
@@ -383,7 +391,7 @@ class EfficientSamConvolutionalStem(nn.Module):
             self.last_blocks[stride] = (len(self.blocks) - 1, channels)
         self.projection = nn.Conv2d(channels, config.hidden_size, kernel_size=1)
         self.activation = stem_activation(config.stem_act)
-        if config.detail_channels:
+        if config.detail_channels and with_details:
             self.details = EfficientSamStemDetails((self.last_blocks[8][1], self.last_blocks[4][1]), config)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -412,15 +420,19 @@ class EfficientSamPatchConv2d(nn.Conv2d):
 
 
 class EfficientSamVisionEmbeddings(nn.Module):
-    """Patches, or a convolutional stem's features, and their positions; with a stem perhaps details, too."""
+    """Patches, or a convolutional stem's features, and their positions; with a stem perhaps details, too.
 
-    def __init__(self, config: EfficientSamVisionConfig):
+    Where nobody asks for details, `with_details` leaves their weights out: without a gradient they would stop
+    several processes that train together.
+    """
+
+    def __init__(self, config: EfficientSamVisionConfig, with_details: bool = True):
         super().__init__()
         self.grid_size = config.position_grid_size
         self.num_channels = config.num_channels
         self.patch_size = config.patch_size
         self.patch_embedding = (
-            EfficientSamConvolutionalStem(config)
+            EfficientSamConvolutionalStem(config, with_details)
             if config.stem_stages
             else EfficientSamPatchConv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
         )
@@ -517,13 +529,13 @@ class EfficientSamVisionLayer(GradientCheckpointingLayer):
         return self.attention(tokens, **kwargs)[0].unflatten(1, (height, width))
 
 
-def vision_layers(config: EfficientSamVisionConfig) -> nn.ModuleList:
+def vision_layers(config: EfficientSamVisionConfig, windows: bool = True) -> nn.ModuleList:
     """The blocks of the encoder, each with its windows and its chance of being skipped."""
     deepest = max(config.num_hidden_layers - 1, 1)
     return nn.ModuleList(
         EfficientSamVisionLayer(
             config,
-            window_size=0 if index in config.global_attention_layers else config.window_size,
+            window_size=config.window_size if windows and index not in config.global_attention_layers else 0,
             drop_path_rate=config.drop_path_rate * index / deepest,
         )
         for index in range(config.num_hidden_layers)
@@ -793,8 +805,28 @@ def multiply_shared(vectors: Tensor, shared: Tensor) -> Tensor:
     return product.unflatten(2, (vectors.shape[1], vectors.shape[3])).transpose(1, 2)
 
 
+class EfficientSamCellProjection(nn.Module):
+    """A linear layer for the cells, whose weights are applied to what the prompts' images are made of.
+
+    None of torch's `Linear`: what takes the place of those, such as an adapter or a layer of 8 bits, has to be called,
+    and this one is not.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as torch's own
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(..., in) -> (..., out), for cells that are written out."""
+        return F.linear(cells, self.weight, self.bias)
+
+
 class EfficientSamDecoderAttention(nn.Module):
     """Projections and heads of the decoder's attention, in which one side is a few tokens and written out."""
+
+    of_cells = ""  # which of q, k, v and o project the other side
 
     def __init__(self, config: EfficientSamMaskDecoderConfig, downsample_rate: int = 1):
         super().__init__()
@@ -802,10 +834,11 @@ class EfficientSamDecoderAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.scaling = (inner // self.heads) ** -0.5
         self.dropout = config.attention_dropout
-        self.q_proj = nn.Linear(config.hidden_size, inner)
-        self.k_proj = nn.Linear(config.hidden_size, inner)
-        self.v_proj = nn.Linear(config.hidden_size, inner)
-        self.out_proj = nn.Linear(inner, config.hidden_size)
+        q, k, v, out = (EfficientSamCellProjection if name in self.of_cells else nn.Linear for name in "qkvo")
+        self.q_proj = q(config.hidden_size, inner)
+        self.k_proj = k(config.hidden_size, inner)
+        self.v_proj = v(config.hidden_size, inner)
+        self.out_proj = out(inner, config.hidden_size)
 
     def split_heads(self, tokens: Tensor) -> Tensor:
         """(..., T, heads * d) -> (..., heads, T, d)."""
@@ -821,7 +854,7 @@ class EfficientSamDecoderAttention(nn.Module):
         return F.dropout(weights, self.dropout, self.training)
 
     def project_places(
-        self, terms: EfficientSamImageTerms, positions: Tensor, projection: nn.Linear
+        self, terms: EfficientSamImageTerms, positions: Tensor, projection: EfficientSamCellProjection
     ) -> EfficientSamProjectedCells:
         """Keys or queries of the cells, terms and positions (S, C) together, without the projection's bias."""
         projected, places = self.project_cells(terms, projection), projection.weight @ positions.t()
@@ -829,7 +862,9 @@ class EfficientSamDecoderAttention(nn.Module):
             return replace(projected, common=projected.common + places.unflatten(0, (self.heads, -1)))
         return replace(projected, positions=places.unflatten(0, (self.heads, -1)))
 
-    def project_cells(self, terms: EfficientSamImageTerms, projection: nn.Linear) -> EfficientSamProjectedCells:
+    def project_cells(
+        self, terms: EfficientSamImageTerms, projection: EfficientSamCellProjection
+    ) -> EfficientSamProjectedCells:
         """The cells after a projection, without its bias."""
         weight = projection.weight
         # With the matrix on the left heads and cells come out in the order that is wanted, and nothing is moved.
@@ -867,6 +902,8 @@ class EfficientSamTokenAttention(EfficientSamDecoderAttention):
 class EfficientSamTokenToImageAttention(EfficientSamDecoderAttention):
     """Tokens look at the image."""
 
+    of_cells = "kv"
+
     def prepare(
         self, terms: EfficientSamImageTerms, positions: Tensor
     ) -> tuple[EfficientSamProjectedCells, EfficientSamProjectedCells]:
@@ -898,6 +935,8 @@ class EfficientSamTokenToImageAttention(EfficientSamDecoderAttention):
 
 class EfficientSamImageToTokenAttention(EfficientSamDecoderAttention):
     """The image looks at the tokens."""
+
+    of_cells = "qo"
 
     def prepare(
         self, terms: EfficientSamImageTerms, positions: Tensor
@@ -936,7 +975,7 @@ class EfficientSamImageToTokenAttention(EfficientSamDecoderAttention):
         return weights, F.pad(self.split_heads(self.v_proj(values)), (0, 1), value=1.0)
 
 
-class EfficientSamImageNorm(nn.LayerNorm):
+class EfficientSamImageLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of the prompts' images, in float32 as layer norms are."""
 
     def prepare(self, terms: EfficientSamImageTerms) -> tuple[Tensor, list[Tensor]]:
@@ -1027,7 +1066,7 @@ class EfficientSamTwoWayBlock(GradientCheckpointingLayer):
         )
         self.layer_norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.image_to_token = EfficientSamImageToTokenAttention(config, config.attention_downsample_rate)
-        self.layer_norm4 = EfficientSamImageNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm4 = EfficientSamImageLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def prepare(
         self, terms: EfficientSamImageTerms, positions: Tensor
@@ -1346,6 +1385,17 @@ class EfficientSamVisionModel(EfficientSamPreTrainedModel):
         return self.vision_encoder(pixel_values, **kwargs)
 
 
+def refuse_misspelt(keywords: Collection[str]) -> None:
+    """Refuse keywords that nearly are arguments of `EfficientSamModel`.
+
+    Raises:
+        TypeError: names both.
+    """
+    for keyword in keywords:
+        if meant := get_close_matches(keyword, ARGUMENTS, 1, cutoff=0.8):
+            raise TypeError(f"EfficientSamModel takes no {keyword!r}: is {meant[0]!r} meant?")
+
+
 class EfficientSamModel(EfficientSamPreTrainedModel):
     """The paper's figure: an image encoder, a prompt encoder, a mask decoder."""
 
@@ -1415,14 +1465,18 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
             image_embeddings: (B, C, h, w), instead of `pixel_values`, for the next prompt on the same pictures.
             labels: True masks (B, Q, any, any), 1, 0, or below 0 for unknown; give a loss (see `loss_efficientsam`).
             multimask_output: All three masks of an ambiguous prompt, or the single best one.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, arguments of the attention function.
+            **kwargs: What `TransformersKwargs` lists, such as `output_hidden_states`; and the processor's
+                `original_sizes`, which nothing here depends on.
 
         Returns:
             `EfficientSamOutput`.
 
         Raises:
+            TypeError: for an argument that is misspelt: a prompt would be left out of the answer without a word.
             ValueError: if the inputs do not fit together or ask for what the config does not have.
         """
+        kwargs.pop("original_sizes", None)
+        refuse_misspelt(kwargs.keys() - TransformersKwargs.__annotations__.keys())
         if (pixel_values is None) == (image_embeddings is None):
             found = "neither" if pixel_values is None else "both"
             raise ValueError(f"give either pixel_values or image_embeddings, got {found}")

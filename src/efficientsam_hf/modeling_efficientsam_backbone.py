@@ -36,6 +36,7 @@ from .modeling_efficientsam import (
 # What other checkpoints of this package have besides the encoder.
 OTHER_PARTS = [
     r"^shared_image_embedding",
+    r"^vision_encoder\.embeddings\.patch_embedding\.details",
     r"^prompt_encoder",
     r"^mask_decoder",
     r"^decoder\.",
@@ -74,7 +75,7 @@ class EfficientSamTrunk(EfficientSamPreTrainedModel):
 
     def __init__(self, config: EfficientSamVisionConfig, with_neck: bool = False):
         super().__init__(config)
-        self.embeddings = EfficientSamVisionEmbeddings(config)
+        self.embeddings = EfficientSamVisionEmbeddings(config, with_details=False)
         self.layers = vision_layers(config)
         if with_neck:
             self.neck = EfficientSamVisionNeck(config)

@@ -26,6 +26,7 @@ from .modeling_efficientsam import (
     EfficientSamPreTrainedModel,
     EfficientSamVisionEmbeddings,
     EfficientSamVisionLayer,
+    vision_layers,
 )
 
 
@@ -80,10 +81,8 @@ class EfficientSamMaskedEncoder(EfficientSamPreTrainedModel):
 
     def __init__(self, config: EfficientSamVisionConfig):
         super().__init__(config)
-        self.embeddings = EfficientSamVisionEmbeddings(config)
-        self.layers = nn.ModuleList(
-            EfficientSamVisionLayer(config, window_size=0) for _ in range(config.num_hidden_layers)
-        )
+        self.embeddings = EfficientSamVisionEmbeddings(config, with_details=False)
+        self.layers = vision_layers(config, windows=False)
         self.gradient_checkpointing = False
         self.post_init()
 

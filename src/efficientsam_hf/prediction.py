@@ -115,7 +115,8 @@ def segment(
         model: On any device; its answer stays there. Anything that offers what `SegmentationNetwork` lists will do.
         processor: The model's.
         image: PIL picture, array, tensor, path or URL.
-        points: One object's clicks, [[x, y], ...] in pixels of the photo; or a list of that, one entry an object.
+        points: One object's clicks, [[x, y], ...] in pixels of the photo, or one click alone; or a list of the first,
+            one entry an object.
         labels: 1 on the object, 0 on the background, nested like `points` without the last level; all 1 if left out.
         boxes: One box [x0, y0, x1, y1], or a list of them, one an object; an empty list is answered with no objects.
             With `points`, box and clicks of the same place in the lists describe the same object; None stands for what
@@ -127,11 +128,12 @@ def segment(
             the model's config says in `zoom`.
         masks: What was found before, as booleans of the photo's size, (H, W) or (Q, H, W), one an object, such as
             `answer.masks[:, 0]`: the closer look is around it and shows it with the next clicks; without a closer look
-            the whole picture is asked with it. For weights that learnt mask prompts.
+            the whole picture is asked with it. For weights that learnt mask prompts. They know what masks without
+            clicks and boxes mean only if they have seen such, which the bundled checkpoint has not.
 
     Raises:
-        ValueError: for a prompt that cannot be meant, or that the weights never learnt (see `EfficientSamProcessor`),
-            and for a `zoom` other than 0 that is below 1.
+        ValueError: for a prompt that cannot be meant, such as background clicks alone, or that the weights never
+            learnt (see `EfficientSamProcessor`), and for a `zoom` other than 0 that is below 1.
         FileNotFoundError: if there is no such file.
     """
     picture, zoom = read_picture(image), find_zoom(model, zoom)
@@ -148,7 +150,7 @@ def segment(
     pictures: dict[str, Any] = {"images": [picture], "device": model.device}
     if image_embeddings is not None:
         pictures = {"original_sizes": [[height, width]]}
-        image_embeddings = image_embeddings.to(model.device, model.dtype)
+        image_embeddings = torch.as_tensor(image_embeddings).to(model.device, model.dtype)
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes, objects = inputs.pop("original_sizes"), pointed_at(points, labels, boxes, shown)
     if zoom and all(pointed.points or pointed.box for pointed in objects):
@@ -188,13 +190,20 @@ def ask_closer(
 def pointed_at(
     points: list | None, labels: list | None, boxes: list | None, masks: Tensor | None = None
 ) -> list[Pointed]:
-    """The prompts of one image, as the processor takes them, and masks (Q, H, W), object by object."""
+    """The prompts of one image, as the processor takes them, and masks (Q, H, W), object by object.
+
+    Raises:
+        ValueError: for background clicks alone, whose answer would be noise.
+    """
     rows: list[Any] = [(part or [[]])[0] for part in (points, labels, boxes)]
-    objects = zip_longest(*rows, () if masks is None else masks)
-    return [
+    objects = [
         Pointed(clicks or [], marks or [1] * len(clicks or []), box if box and box != NO_BOX else None, mask)
-        for clicks, marks, box, mask in objects
+        for clicks, marks, box, mask in zip_longest(*rows, () if masks is None else masks)
     ]
+    for number, pointed in enumerate(objects):
+        if 0 in pointed.labels and 1 not in pointed.labels and pointed.box is None and pointed.mask is None:
+            raise ValueError(f"object {number}: wanted a click on it or a box, found clicks on the background alone")
+    return objects
 
 
 def earlier_masks(masks: Any, size: tuple[int, int]) -> Tensor:

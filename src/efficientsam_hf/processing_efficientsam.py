@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging
 
 from .image_processing_efficientsam import EfficientSamImageProcessor
 from .loss_efficientsam import resize_labels
@@ -30,6 +31,8 @@ from .prompts_efficientsam import (
     pad_prompts,
     plain_lists,
 )
+
+logger = logging.get_logger(__name__)
 
 
 class EfficientSamBatch(BatchFeature):
@@ -74,7 +77,10 @@ def read_layers(masks: Any, name: str) -> Tensor:
 
 
 def shrink_maps(maps: Any, sizes: Tensor, grid: tuple[int, int], objects: list[int] | None) -> Tensor:
-    """True masks (Q, H, W) or (H, W) of each picture -> labels (B, Q, h, w) int64: 1 object, 0 not, -1 unknown."""
+    """True masks (Q, H, W) or (H, W) of each picture -> labels (B, Q, h, w) int64: 1 object, 0 not, -1 unknown.
+
+    All of an object is unknown that fills half of no cell: to learn that it is nowhere would be wrong.
+    """
     if len(maps) != len(sizes):
         raise ValueError(f"segmentation_maps wants maps for each of {len(sizes)} images, found {len(maps)}")
     rows = []
@@ -84,8 +90,14 @@ def shrink_maps(maps: Any, sizes: Tensor, grid: tuple[int, int], objects: list[i
             raise ValueError(f"image {image}: segmentation_maps wants (objects, *{size}), found {tuple(layers.shape)}")
         if objects and objects[image] != len(layers):
             raise ValueError(f"image {image}: found {len(layers)} segmentation_maps for {objects[image]} objects")
-        targets, known = resize_labels(layers[None], grid)
-        rows.append(torch.where(known[0] > 0, targets[0], -1).long())
+        (targets,), (known,) = resize_labels(layers[None], grid)
+        vanished = (layers > 0).flatten(1).any(1) & ~targets.bool().flatten(1).any(1)
+        if vanished.any():
+            logger.warning_once(
+                f"{int(vanished.sum())} of {len(layers)} objects of a picture are too small or too thin for labels of "
+                f"{grid[0]} x {grid[1]} cells: unknown. Said once."
+            )
+        rows.append(torch.where((known > 0) & ~vanished[:, None, None], targets, -1).long())
     return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 

@@ -56,11 +56,14 @@ def number_depths(value: Any) -> Iterator[int]:
 
 
 def one_image(prompt: Any, name: str) -> list | None:
-    """One object's prompt, or a list of several objects', as the argument of this name for one image."""
+    """One click, one object's prompt, or a list of several objects', as the argument of this name for one image."""
     if prompt is None:
         return None
-    prompt, levels = plain_lists(prompt, name), len(LEVELS[name]) - 1
-    return [prompt] if max(number_depths(prompt), default=levels) >= levels else [[prompt]]
+    prompt, levels = plain_lists(prompt, name), len(LEVELS[name])
+    # A list too many is left to be refused with the image's around it.
+    for _ in range(max(1, levels - max(number_depths(prompt), default=levels))):
+        prompt = [prompt]
+    return prompt
 
 
 def nested(value: Any, name: str, images: int) -> list[list]:

@@ -17,17 +17,14 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
 
     Raises:
         ValueError: if two of them are one file.
-        NotADirectoryError: if the place to write into is a file.
-        IsADirectoryError: if the place to write is a folder.
+        OSError: as `check_place` does.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"wanted different files to write, found {', '.join(map(str, paths))}")
     for path in paths:
-        if path.parent.is_file():
-            raise NotADirectoryError(f"{path.parent} is a file, wanted a folder to write {path.name} into")
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder, wanted a file to write")
+        check_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+    paths = [path.resolve() for path in paths]  # a link stays, and what it leads to is written
     beside = [path.with_name(f".{path.stem}.part{path.suffix}") for path in paths]
     try:
         yield beside
@@ -38,17 +35,39 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
             partial.unlink(missing_ok=True)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a place where no file can be written.
+
+    Raises:
+        NotADirectoryError: if the place to write into is a file.
+        IsADirectoryError: if the place to write is a folder.
+        FileExistsError: if it is a device or a pipe, which a new file would replace.
+        PermissionError: if nothing may be written there.
+    """
+    if path.parent.is_file():
+        raise NotADirectoryError(f"{path.parent} is a file, wanted a folder to write {path.name} into")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, wanted a file to write")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is a device or a pipe, wanted a file to write")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: no permission to write into {folder}")
+
+
 def check_outputs(photo: str | Path, overlay: Path, *others: Path) -> None:
     """Refuse, before any work, to write over the photo, and an overlay of a kind that Pillow does not write.
 
     Raises:
         ValueError: naming the file.
+        OSError: as `check_place` does.
     """
     if not overlay.is_dir() and Image.registered_extensions().get(overlay.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{overlay}: wanted the suffix of a picture, as .png or .jpg, found {overlay.suffix!r}")
     for path in (overlay, *others):
         if os.path.exists(photo) and path.exists() and os.path.samefile(photo, path):
             raise ValueError(f"{path} is the photo itself: wanted another file to write")
+        check_place(path)
 
 
 @contextmanager
@@ -59,7 +78,7 @@ def written_beside(folder: Path, overwrite: bool) -> Iterator[Path]:
         FileExistsError: if there is something in `folder` that may not be overwritten.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
-        raise FileExistsError(f"wanted a new or an empty folder (or overwrite=True), found {folder} with content")
+        raise FileExistsError(f"wanted a new or an empty folder (or overwrite), found {folder} with content")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as room:
         new, old = Path(room) / "new", Path(room) / "old"

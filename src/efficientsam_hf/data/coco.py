@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,23 +74,21 @@ def find_coco_pictures(annotations: str | Path, pictures: str | Path) -> list[La
         FileNotFoundError: if the JSON or the folder is not there, or no picture is left.
         ValueError: if the JSON is none, or not COCO's.
     """
-    images, records = read_instances(Path(annotations))
-    blobs = find_blobs(pictures, "pictures")
-    names = {Path(path).name: blob for path, blob in blobs.items()}
+    content, files = read_dataset(annotations), PictureFiles(pictures)
+    records = single_objects(content["annotations"])
     found, left_out, missing = [], Counter[str](), []
-    for image in sorted(images, key=lambda image: image["id"]):
-        paths = file_names(image)
-        blob = next(filter(None, (find_blob(path, blobs, names) for path in paths)), None)
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        name, blob = file_names(image)[0], files.find(image)
         if image["id"] not in records:
             left_out["without masks"] += 1
         elif image["width"] * image["height"] > LARGEST_PICTURE:
             left_out["too large"] += 1
         elif blob is None:
             left_out["missing"] += 1
-            missing.append(paths[0])
+            missing.append(name)
         else:
             size = (image["height"], image["width"])
-            found.append(CocoPicture(paths[0], blob, size, tuple(records[image["id"]])))
+            found.append(CocoPicture(name, blob, size, tuple(records[image["id"]])))
     told = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
     if missing:
         told += f" from {pictures}, such as {', '.join(missing[:3])}"
@@ -100,23 +99,38 @@ def find_coco_pictures(annotations: str | Path, pictures: str | Path) -> list[La
     return list(found)
 
 
-def read_instances(path: Path) -> tuple[list[dict], dict[int, list[dict]]]:
-    """The JSON's pictures, and by their ids the annotations that are shapes of single objects."""
-    if not path.is_file():
+def read_dataset(path: str | Path) -> dict[str, Any]:
+    """COCO's or LVIS's JSON, once it is sure that it is one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is another kind of file.
+    """
+    if not Path(path).is_file():
         raise FileNotFoundError(f"nothing at {path}: wanted a JSON of COCO's or LVIS's instances")
     try:
-        content = json.loads(path.read_bytes())
-        images: list[dict] = content["images"]
-        records: dict[int, list[dict]] = {}
-        for annotation in content["annotations"]:
-            if annotation.get("segmentation") and not annotation.get("iscrowd"):
-                records.setdefault(annotation["image_id"], []).append(annotation)
-        for image in images:
+        content: dict[str, Any] = json.loads(Path(path).read_bytes())
+        for image in content["images"]:
             if "id" not in image or not (file_names(image) and image["width"] and image["height"]):
                 raise KeyError("id, file_name, width or height")
+        annotations = content["annotations"]
+        if not all("image_id" in annotation for annotation in annotations):
+            raise KeyError("image_id")
+        # Some may be boxes alone.
+        if annotations and not any("segmentation" in annotation for annotation in annotations):
+            raise KeyError("segmentation")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no JSON of COCO's or LVIS's instances: found {error!r}") from error
-    return images, records
+    return content
+
+
+def single_objects(annotations: Sequence[dict]) -> dict[Any, list[dict]]:
+    """The annotations that are shapes of single objects, by their pictures' ids."""
+    records: dict[Any, list[dict]] = {}
+    for annotation in annotations:
+        if annotation.get("segmentation") and not annotation.get("iscrowd"):
+            records.setdefault(annotation["image_id"], []).append(annotation)
+    return records
 
 
 def file_names(image: dict[str, Any]) -> list[str]:
@@ -128,6 +142,18 @@ def file_names(image: dict[str, Any]) -> list[str]:
     return named + (["/".join(urlsplit(image["coco_url"]).path.split("/")[-2:])] if "coco_url" in image else [])
 
 
-def find_blob(path: str, blobs: dict[str, Blob], names: dict[str, Blob]) -> Blob | None:
-    """The picture at this path, or failing that, the one of this name in whatever folder."""
-    return blobs.get(path) or names.get(Path(path).name)
+class PictureFiles:
+    """The pictures of a folder or an uncompressed tar, searched to its depth, by the names that a JSON has for them.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+    """
+
+    def __init__(self, pictures: str | Path):
+        self.blobs = find_blobs(pictures, "pictures")
+        self.by_name = {Path(path).name: blob for path, blob in self.blobs.items()}
+
+    def find(self, image: dict[str, Any]) -> Blob | None:
+        """The picture of a JSON's entry: at one of its paths, or failing that, of that name in whatever folder."""
+        found = (self.blobs.get(path) or self.by_name.get(Path(path).name) for path in file_names(image))
+        return next(filter(None, found), None)

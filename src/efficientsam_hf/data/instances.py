@@ -1,6 +1,5 @@
 """Pictures with instances and their classes: COCO's JSON beside a folder, or a data set of the Hub."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,7 @@ import torch
 from PIL import Image
 
 from ..masks_efficientsam import decode_rle
-from .blobs import find_blobs
-from .coco import file_names, find_blob, read_instances, run_lengths
+from .coco import PictureFiles, file_names, read_dataset, run_lengths, single_objects
 from .images import decode_picture
 from .packed_items import PackedItems
 from .scale_jitter import ScaleJitter
@@ -49,8 +47,8 @@ class CocoInstances(Sequence):
     """
 
     def __init__(self, annotations: str | Path, pictures: str | Path, with_masks: bool = True):
-        images, records = read_instances(Path(annotations))
-        categories = json.loads(Path(annotations).read_bytes()).get("categories", [])
+        content = read_dataset(annotations)
+        records, categories = single_objects(content["annotations"]), content.get("categories", [])
         self.category_ids = [category["id"] for category in categories]
         self.names = [str(category["name"]) for category in categories]
         if not categories:
@@ -63,15 +61,15 @@ class CocoInstances(Sequence):
                     f"{annotations} has an instance of category {wrong}: wanted one of its {len(numbers)}"
                 )
         self.numbers = numbers
-        wanted = [image for image in images if image["id"] in records or not with_masks]
-        blobs = find_blobs(pictures, "pictures")
-        names = {Path(path).name: blob for path, blob in blobs.items()}
-        found = []
-        for image in wanted:
-            paths = file_names(image)
-            blob = next(filter(None, (find_blob(path, blobs, names) for path in paths)), None)
+        files, found = PictureFiles(pictures), []
+        for image in content["images"]:
+            if with_masks and image["id"] not in records:
+                continue
+            blob = files.find(image)
             if blob is None:
-                raise FileNotFoundError(f"{annotations} names {paths[0]}: found no such picture in {pictures}")
+                raise FileNotFoundError(
+                    f"{annotations} names {file_names(image)[0]}: found no such picture in {pictures}"
+                )
             found.append((image, blob, records.get(image["id"], [])))
         if not found:
             raise FileNotFoundError(f"no picture with masks in {annotations}")

@@ -7,11 +7,12 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.coco import read_dataset
 from ..masks_efficientsam import decode_rle
 from .coco_ap import average_precision, true_dataset
 from .contact_sheet import Case, draw_sheet
 from .detections import read_detections, segment_detections
-from .ground_truth import TruePicture, dataset_hash, files_hash, find_true_pictures, read_dataset, true_objects
+from .ground_truth import TruePicture, dataset_hash, files_hash, find_true_pictures, true_objects
 from .interactive import Settings, evaluate_picture
 from .journal import Journal, Share, answer_all
 from .predictor import Predictor

@@ -146,7 +146,9 @@ def match(
 
     # The engine writes into what it is given, and refuses to compare nothing.
     truth = COCO(dataset, use_deepcopy=True)
-    counted = [dict(result) for result in (most_trusted(results) if lvis_style else results)]
+    counted = [dict(result) for result in (looked_for(dataset, most_trusted(results)) if lvis_style else results)]
+    if kind != "bbox":  # masks count by their own areas, and not by those of a detector's boxes
+        counted = [{key: value for key, value in result.items() if key != "bbox"} for result in counted]
     answers = truth.loadRes(counted or [nothing_in(dataset)])
     engine = COCOeval_faster(truth, answers, kind, ranges=AREAS, lvis_style=lvis_style, print_function=lambda *_: None)
     if most or lvis_style:
@@ -170,6 +172,17 @@ def most_trusted(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         of_picture.setdefault(result["image_id"], []).append(result)
     ordered = (sorted(found, key=lambda result: -result["score"]) for found in of_picture.values())
     return [result for found in ordered for result in found[:LVIS_DETECTIONS]]
+
+
+def looked_for(dataset: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """LVIS's answers that count: of categories that their picture has, or was looked at for in vain.
+
+    The engine leaves others out as well, but fails where none of a picture's remain.
+    """
+    asked = {image["id"]: set(image.get("neg_category_ids", ())) for image in dataset["images"]}
+    for annotation in dataset["annotations"]:
+        asked[annotation["image_id"]].add(annotation["category_id"])
+    return [result for result in results if result["category_id"] in asked[result["image_id"]]]
 
 
 __all__ = ["average_precision", "true_dataset", "truth_of"]

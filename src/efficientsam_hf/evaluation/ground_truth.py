@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.blobs import find_blobs
-from ..data.coco import file_names, find_blob, run_lengths
+from ..data.coco import PictureFiles, file_names, read_dataset, run_lengths
 from ..data.sa1b import LARGEST_PICTURE, LabelledPicture
 from ..data.sources import find_labelled_pictures
 from ..masks_efficientsam import decode_rle, masks_to_boxes, read_counts, rle_area
@@ -75,9 +74,7 @@ def find_true_pictures(
     skips = skips or Skips()
     if annotations is None:
         return find_labelled_pictures(str(images))
-    dataset = read_dataset(annotations)
-    blobs = find_blobs(images, "pictures")
-    names = {Path(path).name: blob for path, blob in blobs.items()}
+    dataset, files = read_dataset(annotations), PictureFiles(images)
     of_image: dict[Any, list[dict]] = {image["id"]: [] for image in dataset["images"]}
     categories = {category["id"] for category in dataset.get("categories", [])}
     for record in dataset["annotations"]:
@@ -89,42 +86,20 @@ def find_true_pictures(
             of_image[record["image_id"]].append(record)
     found = []
     for image in sorted(dataset["images"], key=lambda image: image["id"]):
-        paths = file_names(image)
-        blob = next(filter(None, (find_blob(path, blobs, names) for path in paths)), None)
+        name, blob = file_names(image)[0], files.find(image)
         if not of_image[image["id"]] and not unlabelled:
             continue
         if blob is None:
-            skips.add("no such picture", f"{paths[0]} in {images}")
+            skips.add("no such picture", f"{name} in {images}")
         elif image["width"] * image["height"] > LARGEST_PICTURE:
-            skips.add(f"a picture of more than {LARGEST_PICTURE:,} pixels", paths[0])
+            skips.add(f"a picture of more than {LARGEST_PICTURE:,} pixels", name)
         else:
-            found.append(TruePicture(paths[0], blob, image, tuple(of_image[image["id"]])))
+            found.append(TruePicture(name, blob, image, tuple(of_image[image["id"]])))
     if not found:
         raise FileNotFoundError(
             f"no picture of {annotations} in {images}: {describe(skips) or 'nothing is annotated'}"
         )
     return list(found)
-
-
-def read_dataset(path: str | Path) -> dict[str, Any]:
-    """COCO's or LVIS's JSON, once it is sure that it is one.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is another kind of file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"nothing at {path}: wanted a JSON of COCO's or LVIS's instances")
-    try:
-        content = json.loads(Path(path).read_bytes())
-        for image in content["images"]:
-            if "id" not in image or not (file_names(image) and image["width"] and image["height"]):
-                raise KeyError("id, file_name, width or height")
-        for record in content["annotations"]:
-            record["image_id"], record["segmentation"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no JSON of COCO's or LVIS's instances: found {error!r}") from error
-    return content
 
 
 def true_objects(
@@ -249,9 +224,12 @@ def files_hash(pictures: Iterable[LabelledPicture]) -> str:
 
 
 def read_or_note(picture: LabelledPicture, skips: Skips) -> Image.Image | None:
-    """The picture in RGB; None, and a note, if it cannot be read or has another size than its entry."""
+    """The picture in RGB; None, and a note, if it cannot be read or has another size than its entry.
+
+    Truths are masks of the pixels as they are stored: whichever side EXIF data says is up, no model hears of it.
+    """
     try:
-        photo = picture.read_image()
+        photo = Image.fromarray(np.asarray(picture.read_image()))
     except ValueError as error:
         fault = str(error)
     else:
@@ -295,7 +273,6 @@ __all__ = [
     "is_finite",
     "is_four_numbers",
     "picture_hash",
-    "read_dataset",
     "read_or_note",
     "sound_annotations",
     "true_objects",

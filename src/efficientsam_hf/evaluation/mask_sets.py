@@ -29,6 +29,17 @@ def masks_at_full_size(
     return F.interpolate(part, original, mode="bilinear", align_corners=False)[0]
 
 
+def boxes_at_full_size(boxes: Tensor, placed: tuple[int, int], original: tuple[int, int]) -> list[list[float]]:
+    """Boxes (N, 4) x0, y0, x1, y1 in a frame's pixels -> COCO's x, y, width, height in the picture's.
+
+    `placed` and `original` as in `masks_at_full_size`.
+    """
+    sides = torch.tensor([*original[::-1], *original[::-1]], device=boxes.device)
+    scale = sides / torch.tensor([*placed[::-1], *placed[::-1]], device=boxes.device)
+    x0, y0, x1, y1 = (boxes.float() * scale).clamp(min=0).minimum(sides).unbind(1)
+    return torch.stack([x0, y0, x1 - x0, y1 - y0], dim=1).tolist()
+
+
 def best_instances(class_logits: Tensor, masks: Tensor, limit: int = 100) -> tuple[Tensor, Tensor, Tensor]:
     """The instances that Mask2Former is most sure of: pairs of a query and a class (Cheng et al., 2022).
 
@@ -83,6 +94,8 @@ def predict_instances(
 ) -> list[dict[str, Any]]:
     """What a Mask2Former, or a `MaskRcnn`, finds in one picture -> rows of COCO's result format.
 
+    A `MaskRcnn`'s have its boxes as well, which need not be those of its masks.
+
     Args:
         model: In evaluation mode.
         pixel_values: (1, 3, h, w), normalised.
@@ -100,8 +113,9 @@ def predict_instances(
     if not len(found["scores"]):
         return []
     masks = masks_at_full_size(found["masks"][:, 0], frame, placed, original) > 0.5
-    kept = masks.flatten(1).any(1)
-    return result_rows(masks[kept], found["scores"][kept], found["labels"][kept] - 1, picture, category_ids)
+    rows = result_rows(masks, found["scores"], found["labels"] - 1, picture, category_ids)
+    boxes = boxes_at_full_size(found["boxes"], placed, original)
+    return [{**row, "bbox": box} for row, box in zip(rows, boxes, strict=True)]
 
 
 def pixel_classes(class_logits: Tensor, masks: Tensor) -> Tensor:

@@ -28,22 +28,26 @@ def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
 def parameter_groups(
     module: nn.Module, weight_decay: float, rate_shares: Mapping[str, float] | None = None
 ) -> list[dict]:
-    """Matrices decay; biases, norms and single tokens do not. Frozen parameters are in no group.
+    """Weights of layers decay; biases, norms, tokens and tables (of positions, of queries) do not.
+
+    As in MAE (He et al., 2022) and Mask2Former (Cheng et al., 2022). Frozen parameters are in no group.
 
     Args:
         module: What is trained.
-        weight_decay: Of the matrices.
+        weight_decay: Of what decays.
         rate_shares: For parameters whose names begin so: their learning rate as a share of the others'.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_matrix = max(parameter.shape, default=1) < parameter.numel()
+            decays = is_matrix and name.endswith("weight") and id(parameter) not in tables
             share = next((share for prefix, share in (rate_shares or {}).items() if name.startswith(prefix)), 1.0)
-            groups.setdefault((is_matrix, share), []).append(parameter)
+            groups.setdefault((decays, share), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": weight_decay if is_matrix else 0.0, "rate_share": share}
-        for (is_matrix, share), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "rate_share": share}
+        for (decays, share), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 
