@@ -133,7 +133,8 @@ class Arguments:
     lora: int = field(default=0, metadata={"help": "rank of adapters in the encoder, which stays as it is; 0: none"})
     schedule: str = field(default="linear", metadata={"help": "linear or cosine, down to 0"})
     warmup: int | None = field(
-        default=None, metadata={"help": "steps of linear climb; 250, as SAM's, or a tenth of fewer than 2500 if left out"}
+        default=None,
+        metadata={"help": "steps of linear climb; 250, as SAM's, or a tenth of fewer than 2500 if left out"},
     )
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients longer than this are cut"})

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from efficientsam_cli import app
+from efficientsam_cli.arguments import file_name_of
 from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamModel, EfficientSamProcessor, save_for_hub
 from efficientsam_hf.masks_efficientsam import decode_rle
 
@@ -75,6 +76,9 @@ def seven_points():
         (["photo.png", "--point", "nan,2"], "nan"),
         (["photo.png", "--point", "1,2,5"], "wanted labels 1 (object), 0 (background)"),
         (["photo.png", "--point", "1,2,0.5"], "found 0.5"),
+        (["photo.png", "--point", "1,2,-1"], "wanted labels 1 (object), 0 (background), found -1"),
+        (["photo.png", "--point", "1,2", "--model", "text.jpg"], "text.jpg is a file, wanted a model folder"),
+        (["photo.png", "--point", "1,2", "--json", "pipe"], "pipe is a device or a pipe, wanted a file"),
         (["photo.png", "--point", "1,2,0"], "never learnt background clicks"),
         (["photo.png", *seven_points()], "at most 6 slots, found 7"),
         (["photo.png", "--box", "40,8,10,30"], "40"),
@@ -96,6 +100,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(room, checkpoint, argume
     Path("text.jpg").write_text("this is no picture")
     Path("cut.png").write_bytes(Path("photo.png").read_bytes()[:900])
     Path("folder").mkdir()
+    os.mkfifo("pipe")
     Path("other").mkdir()
     Path("other/config.json").write_text('{"model_type": "vit"}')
     Path("cut").mkdir()
@@ -142,6 +147,28 @@ def test_a_picture_cannot_be_written_where_there_is_no_place(room, checkpoint):
     result = run("predict", "photo.png", "--point", "1,2", "--model", checkpoint, "--output", "/proc/o.png")
     assert result.exit_code == 2
     assert result.output.startswith("efficientsam: ")
+
+
+def test_what_a_link_leads_to_is_written(room, checkpoint):
+    Path("real").mkdir()
+    Path("link.png").symlink_to("real/overlay.png")
+    result = run("predict", "photo.png", "--point", "1,2", "--model", checkpoint, "--output", "link.png")
+    assert result.exit_code == 0, result.output
+    assert Path("link.png").is_symlink()
+    assert Image.open("real/overlay.png").format == "PNG"
+    assert os.listdir("real") == ["overlay.png"]
+
+
+def test_a_folder_without_permission_is_named_before_the_work(room, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    result = run("predict", "photo.png", "--point", "1,2", "--model", "nowhere", "--output", "new/o.png")
+    assert result.exit_code == 2
+    assert "new/o.png cannot be written: no permission to write into" in result.output
+
+
+def test_a_file_is_called_as_the_address_says():
+    names = {"http://h/photo.jpg?x=/a/b": "photo.jpg", "a/b#1.jpg": "b#1.jpg", "https://h/a.b/c%20d.png": "c%20d.png"}
+    assert {source: str(file_name_of(source)) for source in names} == names
 
 
 def test_convert_there_and_back(room):

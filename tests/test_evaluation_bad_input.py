@@ -2,16 +2,22 @@
 
 import json
 
+import numpy as np
 import pytest
 from oracles import Oracle, write_coco
 from PIL import Image
 from test_evaluation_coco import MODEL, campaign, write_detections
 
+from efficientsam_hf.data.blobs import find_blobs
 from efficientsam_hf.data.coco import read_dataset
+from efficientsam_hf.data.sa1b import LabelledPicture
 from efficientsam_hf.evaluation.campaign import score_detections, score_interactive, score_proposals
+from efficientsam_hf.evaluation.ground_truth import read_or_note
 from efficientsam_hf.evaluation.interactive import Settings
 from efficientsam_hf.evaluation.protocols import find_protocol
+from efficientsam_hf.evaluation.skips import Skips
 from efficientsam_hf.masks_efficientsam import encode_rle
+from efficientsam_hf.pictures_efficientsam import read_picture
 
 
 @pytest.fixture
@@ -197,3 +203,15 @@ def test_crowds_are_an_option(coco):
         asked = campaign(coco)
         score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("sam")], Settings(crowds=crowds))
         assert asked.results[0]["protocols"][0]["masks"] == masks
+
+
+def test_no_model_hears_which_side_exif_data_says_is_up(tmp_path):
+    """Truths are masks of the pixels as they are stored, whatever is asked of a picture."""
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lying on its side
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    stored = np.asarray(Image.open(tmp_path / "turned.jpg"))
+    picture = LabelledPicture("turned.jpg", find_blobs(tmp_path, "pictures")["turned.jpg"])
+    seen = read_picture(read_or_note(picture, Skips()))
+    assert np.array_equal(seen.permute(1, 2, 0), stored)

@@ -100,6 +100,27 @@ def test_ap_is_lvis_own_to_six_decimals(reference, seed):
     same(found, reference(dataset, results))
 
 
+def test_answers_of_categories_that_nobody_looked_for_count_for_nothing(reference):
+    """Also where they are all of a picture's, which has no object either."""
+    dataset, results = lvis_like(1)
+    plain = average_precision(dataset, results)
+    empty = {
+        "id": 99,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "neg_category_ids": IDS[:1],
+        "not_exhaustive_category_ids": [],
+    }
+    dataset["images"].append(empty)
+    beside = {**results[0], "image_id": 99, "category_id": IDS[1], "score": 1.0}
+    assert average_precision(dataset, [*results, beside]) == plain
+    same(plain, reference(dataset, [*results, beside]))
+    false = {**beside, "category_id": IDS[0]}
+    found = average_precision(dataset, [*results, false])
+    assert found["AP"] < plain["AP"]
+    same(found, reference(dataset, [*results, false]))
+
+
 def test_ap_counts_lvis_300_best_masks_of_a_picture(reference):
     dataset, results = lvis_like(5, pictures=2, answers=900)
     assert len(results) > 400

@@ -145,6 +145,12 @@ def test_both_offer_what_is_asked_of_a_network(tiny, exported, pixels):
     assert exported.mask_decoder.bytes_per_prompt(cells) > 0
 
 
+def test_a_folder_cannot_be_converted_back(folder, tmp_path):
+    result = run("convert", folder, tmp_path / "official.pt")
+    assert result.exit_code == 2
+    assert "holds an exported model, wanted the model folder" in result.output
+
+
 def test_commands_take_a_folder(folder, photo, tmp_path, monkeypatch):
     from PIL import Image
 
@@ -301,6 +307,9 @@ def test_verdicts():
         (["--quantize", "static"], "wants pictures to look at (--calibration FOLDER)"),
         (["--to", "torch-export", "--quantize", "dynamic"], "is offered for onnx"),
         (["--to", "osam", "--quantize", "dynamic"], "--to osam writes float32"),
+        (["--calibration", "."], "--calibration is for --quantize static alone"),
+        (["--photo", "nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["--quantize", "static", "--pictures", "0"], "Invalid value for '--pictures'"),
     ],
 )
 def test_what_is_not_offered_is_said_before_the_work(tmp_path, arguments, message):

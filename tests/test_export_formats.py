@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -90,6 +91,13 @@ def test_openvino(model, processor, photo, tmp_path):
     found = segment(exported, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
     wanted = segment(model, processor, photo, boxes=[[10, 8, 40, 30], [50, 28, 74, 44]])
     assert agreement(found.masks.float() - 0.5, wanted.masks.float() - 0.5) > 0.999
+    with ThreadPoolExecutor(4) as pool:  # as a server asks, which once was refused: "Infer Request is busy"
+        boxes = [[x, 8, x + 30, 30] for x in range(24)]
+        several = list(pool.map(lambda box: segment(exported, processor, photo, boxes=box).masks, boxes))
+    assert all(
+        torch.equal(masks, segment(exported, processor, photo, boxes=box).masks)
+        for masks, box in zip(several, boxes, strict=True)
+    )
     with pytest.raises(ValueError, match="OpenVINO has no device NPU here, found CPU"):
         ExportedEfficientSam(tmp_path / "new", devices="npu")
     with pytest.raises(ValueError, match="OpenVINO takes one device, found cpu, gpu"):

@@ -130,6 +130,24 @@ def test_a_photo_is_encoded_once(session, parts, monkeypatch):
     assert encoded == [1, 2]
 
 
+def test_a_photo_that_lies_on_its_side_is_turned(parts, photo, tmp_path):
+    """As `segment` turns it: clicks, pictures and downloads are of the upright one."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    turned = PhotoSession(Image.open(tmp_path / "turned.png"), "turned.png")
+    turned.click(*parts, 0.3, 0.5, 1)
+    assert turned.prompt.points == ((24.0, 24.0),)
+    assert torch.equal(turned.answer.masks, segment(*parts, photo, points=[24, 24]).masks)
+    assert Image.open(turned.save("cutout", tmp_path)).size == (80, 48)
+
+
+def test_a_click_on_the_background_alone_is_refused(session, parts):
+    with pytest.raises(ValueError, match="object 0: wanted a click on it or a box"):
+        session.click(*parts, 0.3, 0.5, 0)
+    assert session.answer is None
+
+
 def test_undo_goes_back_step_by_step(session, parts):
     drawn = [session.draw()]
     for place in ((0.2, 0.2), (0.8, 0.7)):

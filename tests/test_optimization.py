@@ -38,12 +38,20 @@ def test_matrices_decay_and_vectors_do_not(model):
     decaying, free = (names_of(model, group) for group in parameter_groups(model, 0.1))
     for name in ("vision_encoder.layers.0.attention.q_proj.weight", "vision_encoder.neck.conv2.weight"):
         assert name in decaying
-    for name in ("prompt_encoder.foreground", "prompt_encoder.no_mask", "mask_decoder.iou_token"):
+    tables = ["vision_encoder.embeddings.position_embedding", "mask_decoder.mask_tokens"]
+    for name in ("prompt_encoder.foreground", "prompt_encoder.no_mask", "mask_decoder.iou_token", *tables):
         assert name in free
     assert all(name in free for name, _ in model.named_parameters() if name.endswith(".bias"))
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm | nn.GroupNorm)]
     assert len(norms) > 10
     assert all(f"{name}.weight" in free for name in norms)
+
+
+def test_tables_of_queries_do_not_decay():
+    head = nn.ModuleDict({"queries": nn.Embedding(5, 4), "attention": nn.MultiheadAttention(4, 2)})
+    decaying, free = (names_of(head, group) for group in parameter_groups(head, 0.1))
+    assert decaying == ["attention.in_proj_weight", "attention.out_proj.weight"]
+    assert "queries.weight" in free
 
 
 def test_frozen_parameters_are_left_out(model):

@@ -358,6 +358,17 @@ def test_ragged_maps_are_padded_as_unknown(processor):
     assert labels.flatten(2).amin(-1).tolist() == labels.flatten(2).amax(-1).tolist() == [[1, 1], [1, -1], [-1, -1]]
 
 
+def test_objects_that_fill_half_of_no_cell_are_unknown(processor, caplog):
+    """Were they 0 everywhere, the model would learn that a wire is nothing; a map that is empty means what it says."""
+    maps = np.zeros((3, 160, 160), bool)
+    maps[0, 40:120, 30:90] = True
+    maps[1, 80, :] = True
+    labels = processor(original_sizes=[(160, 160)], segmentation_maps=[maps]).labels[0]
+    assert labels[0].unique().tolist() == [0, 1]
+    assert labels[1].unique().tolist() == [-1]
+    assert labels[2].unique().tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("maps", "message"),
     [

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_model, tiny_config
+from conftest import detail_config, make_model, tiny_config
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForPreTraining, PreTrainedModel
@@ -383,3 +383,18 @@ def test_bad_input_names_what_was_found_and_what_was_wanted(pixels, inputs, fiel
 def test_bad_configs_are_refused(fields, message):
     with pytest.raises(Exception, match=message):
         sami_config(**fields)
+
+
+def test_layers_are_skipped_as_the_config_says():
+    model = make_sami(vision_config={"drop_path_rate": 0.5}).train()
+    assert [layer.drop_path_rate for layer in model.vision_encoder.layers] == [0, 0.5]
+    assert not any(layer.window_size for layer in model.vision_encoder.layers)
+
+
+def test_no_weight_of_a_stem_with_details_waits_for_a_gradient():
+    """Several processes that train together would wait for it."""
+    vision = detail_config().vision_config.to_dict()
+    model = make_sami(vision_config=vision)
+    pictures = torch.randn(2, 3, 64, 64)
+    model(pictures, torch.randn(2, 5, 4, 4)).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

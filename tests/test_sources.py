@@ -126,12 +126,12 @@ def test_pictures_that_cannot_be_used_are_counted(tmp_path: Path, caplog, monkey
         (instances(annotations=[]), FileNotFoundError, "no picture with masks in .*: found 2 without masks"),
         (instances(images=[]), FileNotFoundError, "no picture with masks in .*: found no pictures"),
         (b"{", ValueError, "instances.json is no JSON of COCO's or LVIS's instances: found JSONDecodeError"),
-        ({"images": []}, ValueError, r"is no JSON of COCO's or LVIS's instances: found KeyError\('annotations'\)"),
-        (instances(images=[{"id": 0, "file_name": "a"}]), ValueError, r"found KeyError\('width'\)"),
+        ({"images": []}, ValueError, r"is no JSON of COCO's or LVIS's instances: found KeyError: 'annotations'"),
+        (instances(images=[{"id": 0, "file_name": "a"}]), ValueError, r"found KeyError: 'width'"),
         (
             instances(images=[{"id": 0, "width": 1, "height": 1}]),
             ValueError,
-            "found KeyError.'id, file_name, width or height'",
+            "found KeyError: 'id, file_name, width or height'",
         ),
     ],
 )

@@ -3,13 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_recipes import room  # noqa: F401  # the fixture
 
 from efficientsam_hf.data.coco import read_dataset
-from efficientsam_hf.data.instances import CocoInstances
+from efficientsam_hf.data.instances import CocoInstances, InstancePicture
 from efficientsam_hf.evaluation.coco_ap import average_precision, truth_of
-from efficientsam_hf.evaluation.mask_sets import best_instances, instance_rows, masks_at_full_size, pixel_classes
+from efficientsam_hf.evaluation.mask_sets import (
+    best_instances,
+    instance_rows,
+    masks_at_full_size,
+    pixel_classes,
+    predict_instances,
+)
 from efficientsam_hf.evaluation.semantic import ConfusionMatrix
+from efficientsam_hf.training.mask_rcnn import MaskRcnnOutput
 
 
 def logits_of(picture, queries: int = 5, classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,3 +128,33 @@ def test_confusion_out_of_range_is_named():
         matrix.add(torch.tensor([0, 1]), torch.tensor([3, 1]))
     with pytest.raises(ValueError, match="must have one shape"):
         matrix.add(torch.zeros(2), torch.zeros(3))
+
+
+def test_boxes_of_a_detector_are_its_own(model_that_detects):
+    """Also where its masks are smaller, or empty."""
+    rows = predict_instances(
+        model_that_detects, torch.zeros(1, 3, 64, 64), 7, [3, 5], frame=(64, 64), placed=(48, 64), original=(96, 128)
+    )
+    assert [row["bbox"] for row in rows] == [[16, 8, 64, 40], [0, 0, 128, 96]]
+    assert [row["category_id"] for row in rows] == [3, 5]
+    truth = truth_of([InstancePicture(7, Image.new("RGB", (128, 96)), box_mask(), np.array([0]))], ["box", "other"])
+    truth["categories"] = [{"id": 3, "name": "box"}, {"id": 5, "name": "other"}]
+    truth["annotations"][0]["category_id"] = 3
+    assert average_precision(truth, rows, "bbox")["AP"] == 1
+    assert average_precision(truth, rows)["AP"] == 0, "its mask is half of the object"
+
+
+def box_mask() -> np.ndarray:
+    mask = np.zeros((1, 96, 128), bool)
+    mask[0, 8:48, 16:80] = True
+    return mask
+
+
+@pytest.fixture
+def model_that_detects():
+    """A whole box with half a mask, and a box that reaches out of the picture, without any."""
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[0, 0, 4:24, 8:22] = 1
+    boxes = torch.tensor([[8.0, 4, 40, 24], [-3, 0, 64, 60]])
+    found = {"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.8]), "masks": masks}
+    return lambda pixel_values: MaskRcnnOutput(detections=[found])

@@ -14,10 +14,10 @@ def demo(
     host: Annotated[
         str, typer.Option(help="address to serve at; 0.0.0.0 is for everybody who reaches it")
     ] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="a free one from 7860 on if left out")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="a free one from 7860 on if left out")] = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="open a browser")] = True,
-    megabytes: Annotated[float, typer.Option(help="largest upload, in megabytes")] = 20,
-    megapixels: Annotated[float, typer.Option(help="largest picture, in megapixels")] = 40,
+    megabytes: Annotated[float, typer.Option(min=0, help="largest upload, in megabytes")] = 20,
+    megapixels: Annotated[float, typer.Option(min=0, help="largest picture, in megapixels")] = 40,
     device: Device = None,
 ) -> None:
     """Click in a browser and see masks: points, boxes, everything, downloads. Needs gradio, from the extra `demo`."""

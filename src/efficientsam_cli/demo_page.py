@@ -104,10 +104,17 @@ class Page:
         side, iou, stability, region = sliders
         options = {"points_per_side": int(side), "pred_iou_thresh": iou, "stability_score_thresh": stability}
         options["min_mask_region_area"] = int(region)
-        return self.work(session, opacity, lambda s: s.find_everything(self.model, self.processor, **options))
+        nothing = "No object was found: lower the thresholds."
+        return self.work(session, opacity, lambda s: s.find_everything(self.model, self.processor, **options), nothing)
 
-    def work(self, session: PhotoSession | None, opacity: float, job: Callable[[PhotoSession], Any]) -> tuple:
-        """Do something to a visitor's photo, and show what came of it."""
+    def work(
+        self,
+        session: PhotoSession | None,
+        opacity: float,
+        job: Callable[[PhotoSession], Any],
+        nothing: str = "Nothing is selected.",
+    ) -> tuple:
+        """Do something to a visitor's photo, and show what came of it; `nothing` is told where that is nothing."""
         if session is None:
             raise ValueError("there is no photo yet: upload one, or take an example")
         start = time.monotonic()
@@ -115,7 +122,7 @@ class Page:
         found = f"{len(session.records)} objects" if session.records else ""
         if session.answer is not None:
             found = f"predicted IoU {session.scores[0]:.2f}"
-        told = [found, f"{time.monotonic() - start:.2f} s"] if found else ["Nothing is selected."]
+        told = [found, f"{time.monotonic() - start:.2f} s"] if found else [nothing]
         return self.show(session, opacity, ", ".join(told))
 
     def choose(self, session: PhotoSession | None, opacity: float, choice: int | None) -> str | None:

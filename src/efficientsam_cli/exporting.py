@@ -17,7 +17,7 @@ def export(
     calibration: Annotated[
         Path | None, typer.Option(help="folder of pictures that --quantize static looks at")
     ] = None,
-    pictures: Annotated[int, typer.Option(help="so many of them, spread over the folder")] = 64,
+    pictures: Annotated[int, typer.Option(min=1, help="so many of them, spread over the folder")] = 64,
     photo: Annotated[str | None, typer.Option(help="what the check looks at; a photo of the package's own")] = None,
     overwrite: Annotated[bool, typer.Option(help="take away what is in the output folder")] = False,
 ) -> None:
@@ -28,7 +28,7 @@ def export(
     """
     from transformers.utils import logging
 
-    from efficientsam_hf import default_checkpoint, load_checkpoint
+    from efficientsam_hf import default_checkpoint, load_checkpoint, read_photo
     from efficientsam_hf.data.images import find_pictures
     from efficientsam_hf.export.official import export_for_osam
     from efficientsam_hf.export.writing import PHOTO, export_model
@@ -37,6 +37,10 @@ def export(
     output = output or Path(f"{Path(source or default_checkpoint()).resolve().name}-{to}")
     if to == "osam" and (quantize or dtype != "float32"):
         raise ValueError("--to osam writes float32: leave --quantize and --dtype out")
+    if calibration and quantize != "static":
+        raise ValueError("--calibration is for --quantize static alone: add that, or leave it out")
+    if photo:
+        read_photo(photo)  # before the export, which takes minutes
     found = find_pictures([calibration]) if calibration else []
     chosen = [picture.read() for picture in found[:: max(1, len(found) // pictures)][:pictures]]
     model, processor = load_checkpoint(source, device="cpu", dtype="float32")

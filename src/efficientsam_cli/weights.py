@@ -14,9 +14,12 @@ def convert(
     from efficientsam_hf import load_checkpoint
     from efficientsam_hf.conversion import convert as convert_official
     from efficientsam_hf.conversion import save_official
+    from efficientsam_hf.exported.manifest import is_exported
     from efficientsam_hf.hub import save_for_hub
     from efficientsam_hf.processing_efficientsam import EfficientSamProcessor
 
+    if is_exported(source):
+        raise ValueError(f"{source} holds an exported model, wanted the model folder that it was made of")
     if source.is_dir():
         save_official(load_checkpoint(source)[0], target)
     else:

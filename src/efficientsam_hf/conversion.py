@@ -157,7 +157,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         try:
             content = torch.load(unzip_checkpoint(path, Path(folder)), map_location="cpu", weights_only=True)
         except Exception as error:  # torch's careful unpickler meets foreign bytes with errors of any kind
-            reason = str(error).split("\n")[0]
+            reason = str(error).split("\n")[0].split(". ")[0]  # what torch advises then is to load anything
             raise ValueError(
                 f"{path} is no checkpoint of plain tensors, and nothing else is loaded: {reason}"
             ) from error

@@ -87,7 +87,14 @@ def load_checkpoint(
             raise ValueError(f"{source}: an exported folder keeps its dtype, found dtype={dtype}")
         exported = ExportedEfficientSam(source, devices=None if device is None else str(device))
         return exported, EfficientSamProcessor.from_pretrained(source)
-    found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if Path(source).is_file():
+        raise ValueError(
+            f"{source} is a file, wanted a model folder (efficientsam convert makes one of official weights)"
+        )
+    try:
+        found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    except OSError as error:
+        raise OSError(f"{source}: no such model folder, and none from the Hub: {str(error).strip()}") from error
     if found != EfficientSamConfig.model_type:
         raise ValueError(f"{source} holds a model of type {found!r}, wanted {EfficientSamConfig.model_type!r}")
     device = find_device(device or fastest_device())

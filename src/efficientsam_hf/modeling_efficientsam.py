@@ -814,9 +814,8 @@ class EfficientSamCellProjection(nn.Module):
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(out_features))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as torch's own
+        layer = nn.Linear(in_features, out_features)
+        self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, cells: Tensor) -> Tensor:
         """(..., in) -> (..., out), for cells that are written out."""

@@ -51,7 +51,8 @@ def read_picture(
     except (FileNotFoundError, MemoryError):
         raise
     except UnidentifiedImageError as fault:
-        raise ValueError(f"{name}: cannot be read as a picture: no format that Pillow knows") from fault
+        found = "its address gives something else" if "://" in name else "no format that Pillow knows"
+        raise ValueError(f"{name}: cannot be read as a picture: {found}") from fault
     except Exception as fault:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
         raise ValueError(f"{name}: cannot be read as a picture: {' '.join(str(fault).split())}") from fault
 

@@ -131,4 +131,5 @@ def keep_settings(note: Path, wanted: dict[str, Any], results: Iterable[Path], k
         raise FileExistsError(f"{note} is not from this command: wanted another folder, or a new one")
     for key in {**wanted, **found}:
         if found.get(key) != wanted.get(key):
-            raise ValueError(f"{note.parent} holds {kind} with {key} {found.get(key)!r}, wanted {wanted.get(key)!r}")
+            other = f"{kind} with {key} {found.get(key)!r}, wanted {wanted.get(key)!r}"
+            raise ValueError(f"{note.parent} holds {other}: choose another folder")

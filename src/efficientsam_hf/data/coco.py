@@ -120,7 +120,9 @@ def read_dataset(path: str | Path) -> dict[str, Any]:
         if annotations and not any("segmentation" in annotation for annotation in annotations):
             raise KeyError("segmentation")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no JSON of COCO's or LVIS's instances: found {error!r}") from error
+        raise ValueError(
+            f"{path} is no JSON of COCO's or LVIS's instances: found {type(error).__name__}: {error}"
+        ) from error
     return content
 
 

@@ -47,7 +47,9 @@ def read_detections(
             for item in json.loads(Path(path).read_bytes())
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no list of image_id, category_id, bbox and score: found {error!r}") from error
+        raise ValueError(
+            f"{path} is no list of image_id, category_id, bbox and score: found {type(error).__name__}: {error}"
+        ) from error
     if not found:
         skips.add("an empty results file", str(path))
     entries = {

@@ -68,7 +68,7 @@ class BoxPrompts:
             self.categories: list[dict[str, Any]] = content.get("categories") or [{"id": 1, "name": "object"}]
             known = {category["id"] for category in self.categories}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no COCO JSON with boxes: found {error!r}") from error
+            raise ValueError(f"{path} is no COCO JSON with boxes: found {type(error).__name__}: {error}") from error
         for box in (box for found in self.boxes.values() for box in found):
             if not isinstance(box["box_id"], int | None) or not isinstance(box["category_id"], int):
                 ids = f"id {box['box_id']!r} and category_id {box['category_id']!r}"

@@ -71,7 +71,7 @@ class LabelFolder:
         self.categories = categories or ONE_CATEGORY
         if self.format.by_stem:
             check_stems(self.shards, self.format)
-        noted = {"format": format, **settings, "shards": len(shards), "source": digest_of(self.shards)}
+        noted = {"format": format, **settings, "shards": len(shards), "digest_of_pictures": digest_of(self.shards)}
         keep_settings(self.folder / "labels.json", noted, self.format.files_in(self.folder), "labels")
 
     def note_of(self, shard: Shard) -> Path:
