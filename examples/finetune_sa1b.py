@@ -50,7 +50,14 @@ from efficientsam_hf.training.optimization import (
     warmup_linear,
 )
 from efficientsam_hf.training.overlays import answer_boxes, draw_answers, find_examples
-from efficientsam_hf.training.progress import BestScore, LossMeter, batches_per_step, log_pictures, steps_of
+from efficientsam_hf.training.progress import (
+    BestScore,
+    LossMeter,
+    batches_per_step,
+    log_pictures,
+    sam_warmup,
+    steps_of,
+)
 from efficientsam_hf.training.recipes import RECIPES, PromptRecipe
 from efficientsam_hf.training.weights import (
     averaged_model,
@@ -247,7 +254,7 @@ def main(args: Arguments) -> None:
     else:
         loader = streamed_batches(args, processor, step, accelerator, position)
     schedule = {"linear": warmup_linear, "cosine": warmup_cosine}[args.schedule]
-    warmup = min(250, max_steps // 10) if args.warmup is None else args.warmup
+    warmup = sam_warmup(args.warmup, max_steps)
     size, processes = sum(parameter.numel() for parameter in model.parameters()), accelerator.num_processes
     trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     accelerator.print(f"{size:,} parameters, {trained:,} of them trained, {len(held)} pictures to measure on")

@@ -108,6 +108,13 @@ def test_the_last_layer_is_given_if_nothing_is_asked_for():
     assert backbone.out_indices == [2]
 
 
+def test_negative_numbers_count_from_the_last_layer(tmp_path):
+    """And not from the pyramid, whose levels are named after the layers."""
+    assert make_backbone(out_indices=[-2, -1]).out_features == ["stage1", "stage2"]
+    make_backbone().save_pretrained(tmp_path)
+    assert EfficientSamBackbone.from_pretrained(tmp_path, out_indices=[-1]).out_features == ["stage2"]
+
+
 @torch.no_grad()
 def test_hidden_states_and_attentions_if_asked_for(pixels):
     backbone = make_backbone(attn_implementation="eager")

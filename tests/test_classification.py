@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, tiny_config
+from conftest import detail_config, make_model, tiny_config
 from PIL import Image
 from test_sami_model import make_sami
 from transformers import AutoConfig, AutoModelForImageClassification, BitImageProcessorPil, pipeline
@@ -155,3 +155,16 @@ def test_pipelines_run_our_own_processor_without_a_question(save, task, tmp_path
     assert type(asked.model) is head
     assert type(asked.image_processor) is EfficientSamImageProcessor
     assert asked(Image.fromarray(np.zeros((48, 80, 3), np.uint8)))
+
+
+def test_no_weight_of_a_stem_with_details_waits_for_a_gradient(tmp_path):
+    """Several processes that train together would wait for it; and a whole model's details are not missed."""
+    whole = make_model(detail_config())
+    whole.save_pretrained(tmp_path)
+    model, report = EfficientSamForImageClassification.from_pretrained(
+        tmp_path, num_labels=3, output_loading_info=True
+    )
+    assert not report["unexpected_keys"]
+    assert all(name.startswith(("layer_norm", "classifier", "head")) for name in report["missing_keys"]), report
+    model(torch.randn(2, 3, 64, 64), labels=torch.tensor([0, 2])).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

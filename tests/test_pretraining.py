@@ -29,7 +29,7 @@ from efficientsam_hf import (
     hub,
     modeling_efficientsam_sami,
 )
-from efficientsam_hf.training.progress import batches_per_step, steps_of, warmup_steps
+from efficientsam_hf.training.progress import batches_per_step, sam_warmup, steps_of, warmup_steps
 from efficientsam_hf.training.sami import training_flops
 
 PRETRAIN = REPOSITORY / "examples" / "pretrain_sami.py"
@@ -307,6 +307,8 @@ def test_the_climb_is_as_long_as_was_said():
     assert warmup_steps(None, 40, None, 1_281_167, 4096) == 12_511
     assert warmup_steps(None, 40, 20, None, 4096) == 2
     assert warmup_steps(0, 40, 20, 100, 10) == 0
+    assert [sam_warmup(None, steps) for steps in (100_000, 2500, 100, 9)] == [250, 250, 10, 0]
+    assert [sam_warmup(given, 100) for given in (0, 250)] == [0, 250]
     assert warmup_steps(0.5, 40, 20, 100, 10) == 5
     with pytest.raises(ValueError, match=r"3 epochs of warmup of a stream, .*: give --pictures"):
         warmup_steps(3, 40, 20, None, 10)

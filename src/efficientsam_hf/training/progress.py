@@ -124,6 +124,11 @@ def warmup_steps(
     return steps_of(paper if epochs is None else epochs, pictures, total_batch)
 
 
+def sam_warmup(given: int | None, max_steps: int) -> int:
+    """Steps of climb as they are given, or else SAM's 250, or a tenth of a run that is too short for these."""
+    return min(250, max_steps // 10) if given is None else given
+
+
 def batches_per_step(total_batch: int, batch_size: int, processes: int) -> int:
     """How many batches a process takes for one weight update.
 
