@@ -74,7 +74,7 @@ class Arguments(RunOptions):
     layer_decay: float | None = field(
         default=None, metadata={"help": "learning rate left a layer further down; default: 0.75, but 1 for tiny"}
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "of matrices"})
+    weight_decay: float = field(default=0.05, metadata={"help": "of layers' weights"})
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.variant is None):

@@ -79,7 +79,7 @@ class Arguments(RunOptions):
     encoder_rate: float = field(
         default=1.0, metadata={"help": "the pretrained encoder's learning rate, as a share of it"}
     )
-    weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
+    weight_decay: float = field(default=0.1, metadata={"help": "of layers' weights"})
 
     def __post_init__(self) -> None:
         if self.head not in ("mask_rcnn", "mask2former"):

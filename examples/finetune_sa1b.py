@@ -143,7 +143,7 @@ class Arguments:
         default=None,
         metadata={"help": "steps of linear climb; 250, as SAM's, or a tenth of fewer than 2500 if left out"},
     )
-    weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
+    weight_decay: float = field(default=0.1, metadata={"help": "of layers' weights"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients longer than this are cut"})
     ema: float = field(default=0.0, metadata={"help": "decay of the weights' moving average, such as 0.9999; 0: none"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory, more time"})

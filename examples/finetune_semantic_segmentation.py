@@ -58,7 +58,7 @@ class Arguments(RunOptions):
     encoder_rate: float = field(
         default=0.1, metadata={"help": "the pretrained encoder's learning rate, as a share of it"}
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "of matrices"})
+    weight_decay: float = field(default=0.05, metadata={"help": "of layers' weights"})
     max_grad_norm: float | None = field(default=0.01, metadata={"help": "gradients longer than this are cut"})
 
 

@@ -91,7 +91,7 @@ class Arguments:
     )
     max_steps: int | None = field(default=None, metadata={"help": "weight updates, instead of epochs"})
     base_rate: float = field(default=1.5e-4, metadata={"help": "learning rate for 256 pictures a weight update"})
-    weight_decay: float = field(default=0.05, metadata={"help": "of matrices"})
+    weight_decay: float = field(default=0.05, metadata={"help": "of layers' weights"})
     beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta"})
     max_grad_norm: float | None = field(default=None, metadata={"help": "gradients longer than this are cut"})
     ema: float = field(default=0.0, metadata={"help": "decay of the weights' moving average, such as 0.9999; 0: none"})

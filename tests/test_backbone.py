@@ -111,6 +111,8 @@ def test_the_last_layer_is_given_if_nothing_is_asked_for():
 def test_negative_numbers_count_from_the_last_layer(tmp_path):
     """And not from the pyramid, whose levels are named after the layers."""
     assert make_backbone(out_indices=[-2, -1]).out_features == ["stage1", "stage2"]
+    with pytest.raises(ValueError, match="out_indices wants -3 or more, found -4"):
+        make_backbone(out_indices=[-4])
     make_backbone().save_pretrained(tmp_path)
     assert EfficientSamBackbone.from_pretrained(tmp_path, out_indices=[-1]).out_features == ["stage2"]
 

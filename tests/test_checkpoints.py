@@ -205,3 +205,13 @@ def test_a_full_disk_leaves_the_older_state(tmp_path: Path):
     resumed = Run(tmp_path / "run")
     assert resumed.step == 1
     assert all(torch.equal(one, other) for one, other in zip(saved, resumed.model.parameters(), strict=True))
+
+
+def test_a_state_of_other_groups_of_parameters_is_named(tmp_path: Path):
+    run = Run(tmp_path / "run")
+    run.checkpoints.save(1)
+    groups = [{"params": [weight]} for weight in run.model.parameters()]
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(run.model, torch.optim.AdamW(groups, lr=0.1))
+    with pytest.raises(ValueError, match=r"step_1 cannot be gone on from, wanted another output folder: .*group"):
+        Checkpoints(accelerator, tmp_path / "run", 2).resume()

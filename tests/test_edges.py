@@ -247,3 +247,17 @@ def test_what_is_evaluated_is_what_segment_draws(model, leading, photo):
     zooming = ZoomingPredictor(model, leading, "zooming", 1.0)
     closer = zooming.at_size(zooming.embed(picture), zooming.decode(zooming.embed(picture), prompts).best_logits())
     assert np.array_equal(closer[0], segment(model, leading, photo, points=[[24, 20]], zoom=1.0).masks[0, 0].numpy())
+
+
+def test_pictures_are_evaluated_as_they_are_stored(model, leading, photo, tmp_path):
+    """Their masks were drawn on the pixels of the file, whatever its EXIF data says of the camera."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lying on its side
+    Image.fromarray(photo).save(tmp_path / "turned.png", exif=exif)
+    predictor = EfficientSamPredictor(model, leading)
+    prompts = Prompts(points=np.array([[[24.0, 20.0]]]), labels=np.ones((1, 1), dtype=int))
+    answers = []
+    for picture in (Image.open(tmp_path / "turned.png"), Image.fromarray(photo)):
+        embedded = predictor.embed(picture)
+        answers.append(predictor.at_size(embedded, predictor.decode(embedded, prompts).best_logits()))
+    assert np.array_equal(*answers)

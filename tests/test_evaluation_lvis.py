@@ -114,6 +114,8 @@ def test_answers_of_categories_that_nobody_looked_for_count_for_nothing(referenc
     dataset["images"].append(empty)
     beside = {**results[0], "image_id": 99, "category_id": IDS[1], "score": 1.0}
     assert average_precision(dataset, [*results, beside]) == plain
+    stray = {**dataset["annotations"][0], "id": 999, "image_id": 777}  # of a picture that is not there
+    assert average_precision({**dataset, "annotations": [*dataset["annotations"], stray]}, results) == plain
     same(plain, reference(dataset, [*results, beside]))
     false = {**beside, "category_id": IDS[0]}
     found = average_precision(dataset, [*results, false])

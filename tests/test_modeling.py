@@ -477,12 +477,18 @@ def test_adapters_of_peft_are_heard_before_and_after_merging(model, pixels):
     assert_close(merged.pred_masks, apart.pred_masks, rtol=1e-3, atol=1e-3)
 
 
+def test_linear_layers_of_8_bits_answer_nearly_the_same(model, pixels):
+    quantized = torch.ao.quantization.quantize_dynamic(model.eval(), {torch.nn.Linear}, dtype=torch.qint8)
+    with torch.no_grad():
+        found, wanted = (one(pixels, input_boxes=BOXES).pred_masks for one in (quantized, model))
+    assert 0 < (found - wanted).abs().mean() / wanted.abs().mean() < 0.2
+
+
 def test_an_argument_under_a_wrong_name_is_refused(model, pixels):
     boxes = torch.tensor([[[4.0, 4, 40, 40]]] * 2)
-    with pytest.raises(TypeError, match="takes no 'input_box': is 'input_boxes' meant"):
-        model(pixels, input_box=boxes)
-    with pytest.raises(TypeError, match="is 'multimask_output' meant"):
-        model(pixels, input_boxes=boxes, multimask_ouput=False)
+    for name in ("input_box", "boxes", "box", "points", "point_coords", "mask_input", "multimask_outputs"):
+        with pytest.raises(TypeError, match=f"takes no '{name}', wanted some of input_points, "):
+            model(pixels, input_points=POINTS, **{name: boxes})
     sizes = torch.tensor([[64, 64]] * 2)
     assert_close(
         model(pixels, input_boxes=boxes, original_sizes=sizes, use_cache=False).pred_masks,

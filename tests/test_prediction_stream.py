@@ -109,6 +109,9 @@ def test_what_is_wrong_comes_after_what_was_right(stream, photo, tmp_path):
         list(answers)
     with pytest.raises(ValueError, match="unknown prompt 'point', wanted points"):
         list(stream([(photo, {"point": [[24, 20]]})]))
+    for alone, found in (("photo.jpg", "str"), ((photo, {}, {}), "3 of them")):
+        with pytest.raises(ValueError, match=f"wants pairs of a picture and its prompts, found {found}"):
+            list(stream([alone]))
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         SegmentationStream(stream.model, stream.processor, batch_size=0)
     with pytest.raises(ValueError, match=r"zoom wants 0 or a number from 1 on, got 0\.5"):

@@ -358,7 +358,7 @@ def test_ragged_maps_are_padded_as_unknown(processor):
     assert labels.flatten(2).amin(-1).tolist() == labels.flatten(2).amax(-1).tolist() == [[1, 1], [1, -1], [-1, -1]]
 
 
-def test_objects_that_fill_half_of_no_cell_are_unknown(processor, caplog):
+def test_objects_that_fill_half_of_no_cell_are_unknown(processor):
     """Were they 0 everywhere, the model would learn that a wire is nothing; a map that is empty means what it says."""
     maps = np.zeros((3, 160, 160), bool)
     maps[0, 40:120, 30:90] = True

@@ -44,7 +44,8 @@ def hashes_of(model: Any, processor: Any) -> dict[str, str]:
 
 def file_name_of(picture: str) -> Path:
     """What a path or a URL calls its picture."""
-    return Path(Path(urlsplit(picture).path if "://" in picture else picture).name)
+    address = urlsplit(picture)
+    return Path(Path(address.path).name or address.netloc) if "://" in picture else Path(Path(picture).name)
 
 
 def parse_numbers(text: str, name: str, counts: tuple[int, ...], form: str) -> list[float]:

@@ -100,9 +100,16 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def set_output_features_output_indices(self, out_features: list | None, out_indices: list | None) -> None:
-        """As transformers', with negative numbers counted from the last layer's output."""
+        """As transformers', with negative numbers counted from the last layer's output.
+
+        Raises:
+            ValueError: for one that lies before the first.
+        """
+        first = -self.num_hidden_layers - 1
         if out_indices is not None:
-            out_indices = [index + self.num_hidden_layers + 1 if index < 0 else index for index in out_indices]
+            if min(out_indices, default=0) < first:
+                raise ValueError(f"out_indices wants {first} or more, found {min(out_indices)}")
+            out_indices = [index - first if index < 0 else index for index in out_indices]
         super().set_output_features_output_indices(out_features, out_indices)
 
     @property

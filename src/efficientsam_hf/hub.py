@@ -94,7 +94,8 @@ def load_checkpoint(
     try:
         found = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     except OSError as error:
-        raise OSError(f"{source}: no such model folder, and none from the Hub: {str(error).strip()}") from error
+        fault = "its config cannot be read" if Path(source).is_dir() else "no such model folder, and none from the Hub"
+        raise OSError(f"{source}: {fault}: {str(error).strip()}") from error
     if found != EfficientSamConfig.model_type:
         raise ValueError(f"{source} holds a model of type {found!r}, wanted {EfficientSamConfig.model_type!r}")
     device = find_device(device or fastest_device())

@@ -8,9 +8,8 @@ With converted weights the numbers are those of the authors' implementation (git
 
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, cast
 
@@ -38,9 +37,8 @@ from .masks_efficientsam import rank_masks, resizing_matrix
 # Labels of a slot. The first three are the user's; box corners get theirs inside the model.
 NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
-# Names of the model's own arguments; what nearly is one of them is a slip.
-ARGUMENTS = ["pixel_values", "input_points", "input_labels", "input_boxes", "input_masks", "image_embeddings"]
-ARGUMENTS += ["labels", "multimask_output"]
+# How keywords begin that are meant for prompts, under names of other packages or misspelt.
+PROMPT_LIKE = ("input_", "point", "box", "mask", "multimask", "label")
 
 # What a CPU's cache holds, rows of an MLP's hidden layer and cells enlarged four times.
 MLP_ROWS, DRAWN_CELLS = 512, 2048
@@ -1384,15 +1382,16 @@ class EfficientSamVisionModel(EfficientSamPreTrainedModel):
         return self.vision_encoder(pixel_values, **kwargs)
 
 
-def refuse_misspelt(keywords: Collection[str]) -> None:
-    """Refuse keywords that nearly are arguments of `EfficientSamModel`.
+def refuse_other_prompts(keywords: Iterable[str]) -> None:
+    """Refuse keywords that look like prompts.
 
     Raises:
-        TypeError: names both.
+        TypeError: names the first, and what prompts are called.
     """
     for keyword in keywords:
-        if meant := get_close_matches(keyword, ARGUMENTS, 1, cutoff=0.8):
-            raise TypeError(f"EfficientSamModel takes no {keyword!r}: is {meant[0]!r} meant?")
+        if keyword.startswith(PROMPT_LIKE):
+            wanted = "input_points, input_labels, input_boxes, input_masks, labels, multimask_output"
+            raise TypeError(f"EfficientSamModel takes no {keyword!r}, wanted some of {wanted}")
 
 
 class EfficientSamModel(EfficientSamPreTrainedModel):
@@ -1471,11 +1470,11 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
             `EfficientSamOutput`.
 
         Raises:
-            TypeError: for an argument that is misspelt: a prompt would be left out of the answer without a word.
+            TypeError: for a prompt under another name, which would be left out of the answer without a word.
             ValueError: if the inputs do not fit together or ask for what the config does not have.
         """
         kwargs.pop("original_sizes", None)
-        refuse_misspelt(kwargs.keys() - TransformersKwargs.__annotations__.keys())
+        refuse_other_prompts(kwargs)
         if (pixel_values is None) == (image_embeddings is None):
             found = "neither" if pixel_values is None else "both"
             raise ValueError(f"give either pixel_values or image_embeddings, got {found}")

@@ -229,6 +229,7 @@ class EfficientSamForPreTraining(EfficientSamPreTrainedModel):
 
     config: EfficientSamSamiConfig
     _no_split_modules = ["EfficientSamVisionLayer", "EfficientSamCrossAttentionLayer"]
+    _keys_to_ignore_on_load_unexpected = [r"^vision_encoder\.embeddings\.patch_embedding\.details"]
     # Takes keyword arguments, but none that tell how many batches a step has: the Trainer must divide the loss.
     accepts_loss_kwargs = False
 

@@ -163,7 +163,8 @@ def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def as_it_is_now(request: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
     """A picture, and its prompts with a list for each object, whatever the caller writes over afterwards."""
     if not isinstance(request, tuple | list) or len(request) != 2:
-        raise ValueError(f"a stream wants pairs of a picture and its prompts, found {type(request).__name__}")
+        found = f"{len(request)} of them" if isinstance(request, tuple | list) else type(request).__name__
+        raise ValueError(f"a stream wants pairs of a picture and its prompts, found {found}")
     picture, prompts = request
     unknown = sorted(set(prompts) - set(PROMPTS))
     if unknown:

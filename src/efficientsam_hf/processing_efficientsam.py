@@ -94,8 +94,7 @@ def shrink_maps(maps: Any, sizes: Tensor, grid: tuple[int, int], objects: list[i
         vanished = (layers > 0).flatten(1).any(1) & ~targets.bool().flatten(1).any(1)
         if vanished.any():
             logger.warning_once(
-                f"{int(vanished.sum())} of {len(layers)} objects of a picture are too small or too thin for labels of "
-                f"{grid[0]} x {grid[1]} cells: unknown. Said once."
+                f"objects too small or too thin for labels of {grid[0]} x {grid[1]} cells are unknown (said once)"
             )
         rows.append(torch.where((known > 0) & ~vanished[:, None, None], targets, -1).long())
     return pad_sequence(rows, batch_first=True, padding_value=-1)

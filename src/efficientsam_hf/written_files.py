@@ -19,24 +19,23 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
         ValueError: if two of them are one file.
         OSError: as `check_place` does.
     """
-    if len({path.resolve() for path in paths}) < len(paths):
+    places = [check_place(path) for path in paths]
+    if len(set(places)) < len(places):
         raise ValueError(f"wanted different files to write, found {', '.join(map(str, paths))}")
-    for path in paths:
-        check_place(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-    paths = [path.resolve() for path in paths]  # a link stays, and what it leads to is written
-    beside = [path.with_name(f".{path.stem}.part{path.suffix}") for path in paths]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    beside = [place.with_name(f".{place.stem}.part{place.suffix}") for place in places]
     try:
         yield beside
-        for partial, path in zip(beside, paths, strict=True):
-            partial.replace(path)
+        for partial, place in zip(beside, places, strict=True):
+            partial.replace(place)
     finally:
         for partial in beside:
             partial.unlink(missing_ok=True)
 
 
-def check_place(path: Path) -> None:
-    """Refuse a place where no file can be written.
+def check_place(path: Path) -> Path:
+    """Refuse a place where no file can be written; a link stays, and what it leads to is returned.
 
     Raises:
         NotADirectoryError: if the place to write into is a file.
@@ -44,15 +43,17 @@ def check_place(path: Path) -> None:
         FileExistsError: if it is a device or a pipe, which a new file would replace.
         PermissionError: if nothing may be written there.
     """
-    if path.parent.is_file():
-        raise NotADirectoryError(f"{path.parent} is a file, wanted a folder to write {path.name} into")
-    if path.is_dir():
+    place = path.resolve()
+    folder = next(parent for parent in place.parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, wanted a folder to write {path.name} into")
+    if place.is_dir():
         raise IsADirectoryError(f"{path} is a folder, wanted a file to write")
-    if path.exists() and not path.is_file():
+    if place.exists() and not place.is_file():
         raise FileExistsError(f"{path} is a device or a pipe, wanted a file to write")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{path} cannot be written: no permission to write into {folder}")
+    return place
 
 
 def check_outputs(photo: str | Path, overlay: Path, *others: Path) -> None:

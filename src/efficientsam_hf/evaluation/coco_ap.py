@@ -181,7 +181,8 @@ def looked_for(dataset: dict[str, Any], results: Sequence[dict[str, Any]]) -> li
     """
     asked = {image["id"]: set(image.get("neg_category_ids", ())) for image in dataset["images"]}
     for annotation in dataset["annotations"]:
-        asked[annotation["image_id"]].add(annotation["category_id"])
+        if annotation["image_id"] in asked:
+            asked[annotation["image_id"]].add(annotation["category_id"])
     return [result for result in results if result["category_id"] in asked[result["image_id"]]]
 
 

@@ -163,7 +163,8 @@ class EfficientSamPredictor:
 
     @torch.inference_mode()
     def embed(self, picture: Image.Image) -> Embedded:
-        """See `Predictor`."""
+        """See `Predictor`; of the pixels as they are stored, whichever side EXIF data says is up."""
+        picture = Image.fromarray(np.asarray(picture.convert("RGB")))
         inputs = self.processor(images=picture, return_tensors="pt")
         features = self.model.get_image_embeddings(inputs["pixel_values"].to(self.model.device, self.model.dtype))
         return Embedded(features, (picture.height, picture.width), picture)

@@ -29,14 +29,21 @@ class Checkpoints:
         return sorted((int(name[1]), path) for path, name in names.items() if name)
 
     def resume(self) -> int:
-        """Load the newest state, if any; the number of steps already done."""
+        """Load the newest state, if any; the number of steps already done.
+
+        Raises:
+            ValueError: if it is of another model, or of a version that trained other groups of parameters.
+        """
         if self.accelerator.is_main_process:
             self.clear_wrecks()
         self.accelerator.wait_for_everyone()
         if not (found := self.found()):
             return 0
         step, path = found[-1]
-        self.accelerator.load_state(str(path))
+        try:
+            self.accelerator.load_state(str(path))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be gone on from, wanted another output folder: {error}") from error
         return step
 
     def clear_wrecks(self) -> None:

@@ -192,5 +192,7 @@ def load_mask_rcnn(folder: str | Path) -> MaskRcnn:
     weights, settings = (folder / name for name in SAVED)
     backbone = EfficientSamBackbone(EfficientSamVisionConfig.from_pretrained(folder))
     model = MaskRcnn(backbone, **json.loads(settings.read_text(encoding="utf-8")))
-    model.detector.load_state_dict(load_file(weights))
+    # Details, which older folders have and nothing here reads.
+    found = {name: weight for name, weight in load_file(weights).items() if ".patch_embedding.details." not in name}
+    model.detector.load_state_dict(found)
     return model.eval()
