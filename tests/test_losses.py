@@ -92,6 +92,22 @@ def test_labels_shrink_by_majority_of_known_pixels():
     assert known[0, 0, 0].tolist() == [1, 1, 1, 1, 0]
 
 
+def test_an_object_that_fills_half_of_no_cell_is_not_learnt_to_be_nothing(logits, scores):
+    labels = torch.zeros(2, 3, 64, 64)
+    labels[0, 0, 8:40, 16:48] = labels[1, 1, 0:30, 0:30] = 1
+    labels[0, 1, 21] = 1  # a wire
+    _, known = resize_labels(labels, (8, 8))
+    assert not known[0, 1].any()
+    assert known.flatten(2).all(2).sum() == 5, "and what is empty means what it says"
+    blank = labels.clone()
+    blank[0, 1] = -1
+    assert segmentation_loss(logits, scores, labels) == segmentation_loss(logits, scores, blank)
+    logits.requires_grad_()
+    segmentation_loss(logits, scores, labels)["loss"].backward()
+    assert not logits.grad[0, 1].any()
+    assert logits.grad[0, 0].any()
+
+
 def test_labels_of_the_masks_size_stay_as_they_are(labels: Tensor):
     labels[0, 0, :4] = -1
     targets, known = resize_labels(labels, (8, 8))

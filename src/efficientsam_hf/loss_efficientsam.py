@@ -12,6 +12,8 @@ from torch import Tensor
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Bring labels to the masks' resolution by area.
 
+    All of an object is unknown that fills half of no cell: to learn that it is nowhere would be wrong.
+
     Args:
         labels: (B, Q, H, W), values 1, 0, or below 0 for unknown.
         size: (h, w) of the predicted masks.
@@ -24,7 +26,9 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor
     if labels.shape[-2:] != size:
         known = F.adaptive_avg_pool2d(known, size)
         positive = F.adaptive_avg_pool2d(positive, size)
-    return (positive > 0.5 * known).float(), (known > 0.5).float()
+    targets = (positive > 0.5 * known).float()
+    vanished = (labels > 0).flatten(2).any(2) & ~targets.bool().flatten(2).any(2)
+    return targets, (known > 0.5).float() * ~vanished[..., None, None]
 
 
 def mean_over_known(values: Tensor, known: Tensor) -> Tensor:
@@ -66,6 +70,8 @@ def segmentation_loss(
     iou_error: str = "squared",
 ) -> dict[str, Tensor]:
     """Blame only the mask nearest to the label (Kirillov et al., 2023, appendix A; weights 20 : 1 : 1).
+
+    Every prompt of the batch weighs the same, so that a picture with more objects weighs more than its neighbours.
 
     Args:
         pred_masks: Logits (B, Q, M, h, w).

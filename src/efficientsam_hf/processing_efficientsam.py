@@ -77,10 +77,7 @@ def read_layers(masks: Any, name: str) -> Tensor:
 
 
 def shrink_maps(maps: Any, sizes: Tensor, grid: tuple[int, int], objects: list[int] | None) -> Tensor:
-    """True masks (Q, H, W) or (H, W) of each picture -> labels (B, Q, h, w) int64: 1 object, 0 not, -1 unknown.
-
-    All of an object is unknown that fills half of no cell: to learn that it is nowhere would be wrong.
-    """
+    """True masks (Q, H, W) or (H, W) of each picture -> labels (B, Q, h, w) int64: 1 object, 0 not, -1 unknown."""
     if len(maps) != len(sizes):
         raise ValueError(f"segmentation_maps wants maps for each of {len(sizes)} images, found {len(maps)}")
     rows = []
@@ -91,12 +88,11 @@ def shrink_maps(maps: Any, sizes: Tensor, grid: tuple[int, int], objects: list[i
         if objects and objects[image] != len(layers):
             raise ValueError(f"image {image}: found {len(layers)} segmentation_maps for {objects[image]} objects")
         (targets,), (known,) = resize_labels(layers[None], grid)
-        vanished = (layers > 0).flatten(1).any(1) & ~targets.bool().flatten(1).any(1)
-        if vanished.any():
+        if ((layers > 0).flatten(1).any(1) & ~known.bool().flatten(1).any(1)).any():
             logger.warning_once(
                 f"objects too small or too thin for labels of {grid[0]} x {grid[1]} cells are unknown (said once)"
             )
-        rows.append(torch.where((known > 0) & ~vanished[:, None, None], targets, -1).long())
+        rows.append(torch.where(known > 0, targets, -1).long())
     return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
