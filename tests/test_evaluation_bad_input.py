@@ -38,6 +38,7 @@ BAD = [
     ({"segmentation": {"size": [61, 80], "counts": [61 * 80]}}, "run lengths of another size than the picture", 8),
     ({"segmentation": {"size": [60, 80], "counts": "0"}}, "a segmentation that cannot be read", 8),
     ({"segmentation": []}, "an empty mask", 8),
+    ({"segmentation": None}, "an empty mask", 8),  # a box alone
     ({"segmentation": [[1, 1, 9, float("nan"), 9, 9]]}, "a segmentation that cannot be read", 8),
     ({"segmentation": [[1, 1, 9e12, 5, 9, 9]]}, "a segmentation that cannot be read", 8),
     ({"segmentation": [[500, 500, 900, 500, 900, 900]]}, "an empty mask", 8),

@@ -304,6 +304,15 @@ def test_a_model_that_no_auto_class_knows_is_refused(parts, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_config_that_cannot_be_read_is_told_from_a_folder_that_is_not_there(tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    with pytest.raises(OSError, match="broken: its config cannot be read: "):
+        hub.load_checkpoint(tmp_path / "broken", device="cpu")
+    with pytest.raises(OSError, match="gone: no such model folder, and none from the Hub: "):
+        hub.load_checkpoint(tmp_path / "gone", device="cpu")
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The card, the upload, the checkpoint in the package
 

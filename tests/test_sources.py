@@ -127,6 +127,8 @@ def test_pictures_that_cannot_be_used_are_counted(tmp_path: Path, caplog, monkey
         (instances(images=[]), FileNotFoundError, "no picture with masks in .*: found no pictures"),
         (b"{", ValueError, "instances.json is no JSON of COCO's or LVIS's instances: found JSONDecodeError"),
         ({"images": []}, ValueError, r"is no JSON of COCO's or LVIS's instances: found KeyError: 'annotations'"),
+        (instances(annotations=[{"image_id": 0, "bbox": [1, 2, 3, 4]}]), ValueError, "found KeyError: 'segmentation'"),
+        (instances(annotations=[{"segmentation": [SQUARE]}]), ValueError, "found KeyError: 'image_id'"),
         (instances(images=[{"id": 0, "file_name": "a"}]), ValueError, r"found KeyError: 'width'"),
         (
             instances(images=[{"id": 0, "width": 1, "height": 1}]),
@@ -138,6 +140,16 @@ def test_pictures_that_cannot_be_used_are_counted(tmp_path: Path, caplog, monkey
 def test_a_useless_json_is_said(content: dict | bytes, error: type, message: str, tmp_path: Path):
     with pytest.raises(error, match=message):
         find_labelled_pictures(make_coco(tmp_path, content))
+
+
+def test_boxes_alone_may_stand_among_shapes(tmp_path: Path):
+    content, boxed = instances(), instances()
+    boxed["annotations"].append({"image_id": 0, "bbox": [1, 2, 3, 4]})
+    counts = []
+    for number, given in enumerate((content, boxed)):
+        found = find_labelled_pictures(make_coco(tmp_path / str(number), given))
+        counts.append([len(picture.read_annotations()) for picture in found])
+    assert counts[0] == counts[1]
 
 
 def test_a_json_or_a_folder_that_is_not_there_is_said(tmp_path: Path):
