@@ -196,8 +196,12 @@ def random_shape(size: tuple[int, int], generator: np.random.Generator) -> np.nd
 
 
 def jitter_colors(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """Scale a picture's (H, W, 3) uint8 brightness, its contrast about the mean, its distance from grey."""
-    pixels = image.astype(np.float32) * brightness
-    pixels = (pixels - pixels.mean()) * contrast + pixels.mean()
-    grey = pixels.mean(axis=2, keepdims=True)
-    return np.clip(np.rint((pixels - grey) * saturation + grey), 0, 255).astype(np.uint8)
+    """Scale a picture's (H, W, 3) uint8 brightness, its contrast about the mean, its distance from grey.
+
+    All three together are one matrix for every pixel, and a shift.
+    """
+    scale, shift = brightness * contrast, brightness * (1 - contrast) * image.mean()
+    others = scale * (1 - saturation) / 3
+    own = others + scale * saturation
+    rows = (own, others, others, shift), (others, own, others, shift), (others, others, own, shift)
+    return np.asarray(Image.fromarray(image).convert("RGB", sum(rows, ())))

@@ -217,7 +217,8 @@ class Sa1bSamples(Dataset):
             cutouts = self.draw_cutouts(self.masks_per_image - len(own), generator)
             return paste_objects(image, cutouts, generator, own)
         masks = self.draw_masks(pair, image.shape[:2], self.masks_per_image, generator)
-        if not (masks.mean((1, 2)) >= vanishing_share(self.image_processor, self.augmentation)).any():
+        shares = np.array([np.count_nonzero(mask) / mask.size for mask in masks])
+        if not (shares >= vanishing_share(self.image_processor, self.augmentation)).any():
             raise ValueError(f"{pair.name} in {pair.image.path}: none of {len(masks)} drawn masks is of fitting size")
         return image, masks
 
