@@ -10,6 +10,7 @@ pair by pair to the variant of the same runtime without quantisation, the first 
 
 import argparse
 import copy
+import io
 import statistics
 import time
 from collections import defaultdict
@@ -43,10 +44,21 @@ def best_masks(model: Any, processor: Any, image: Any, boxes: list) -> tuple[tor
     return processor.post_process_masks(masks, sizes)[0][:, 0].cpu(), seconds
 
 
+def in_8_bits(model: Any) -> Any:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    small = copy.deepcopy(model).to(torch.bfloat16)
+    quantize_(small.vision_encoder, Int8DynamicActivationInt8WeightConfig())
+    return small
+
+
 def megabytes(model: Any) -> float:
     if isinstance(model, ExportedEfficientSam):
         return sum((model.folder / name).stat().st_size for name in model.manifest.files) / 1e6
-    return sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 1e6
+    # One of 8 bits is an object of tensors; what it takes is what is written of it.
+    written = io.BytesIO()
+    torch.save(model.state_dict(), written)
+    return written.tell() / 1e6
 
 
 def main() -> None:
@@ -56,6 +68,7 @@ def main() -> None:
     parser.add_argument("--exported", type=Path, nargs="*", default=[], help="folders written by efficientsam export")
     parser.add_argument("--dtypes", nargs="*", default=["float16", "bfloat16"])
     parser.add_argument("--device", default="cpu", help="of the models in torch")
+    parser.add_argument("--torchao", action="store_true", help="also the encoder's linear layers in 8 bits by torchao")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th photo")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -63,6 +76,8 @@ def main() -> None:
     exact, processor = load_checkpoint(args.model, device=args.device, dtype="float32")
     variants: dict[str, Any] = {"torch float32": exact}
     variants |= {f"torch {dtype}": copy.deepcopy(exact).to(getattr(torch, dtype)) for dtype in args.dtypes}
+    if args.torchao:
+        variants["torch bfloat16, int8 by torchao"] = in_8_bits(exact)
     variants |= {folder.name: ExportedEfficientSam(folder, threads=args.threads) for folder in args.exported}
     first: dict[str, str] = {}  # of each runtime, to compare the others with
     for name, model in variants.items():

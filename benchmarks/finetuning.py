@@ -9,7 +9,7 @@ prompt's image costs. They are compared with what the largest matrix products ge
 precision, and with `--peak_tflops`, the maker's figure. Memory is the most that was held at one time; on a CPU by the
 process, so far.
 
-Both ways to decode, in turn: the prompts' images shared, and written out (`training/tiled_decoding.py`), of which
+Both ways to decode, in turn: the prompts' images shared, and written out (`tiled_decoding_efficientsam.py`), of which
 training takes the second one on a GPU and with mask prompts. Operations to start and bytes to move are counted on one
 picture, without the optimizer's.
 """

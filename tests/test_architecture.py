@@ -28,6 +28,7 @@ FLOORS = [
         "loss_efficientsam",
         "pictures_efficientsam",
         "prompts_efficientsam",
+        "tiled_decoding_efficientsam",
         "written_files",
         "cpu_threads",
         "cuda_graphs",

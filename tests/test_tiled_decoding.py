@@ -1,5 +1,7 @@
 """The decoder with each prompt's image written out answers, and teaches, what the model's own way does."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from conftest import detail_config, make_model, tiny_config
@@ -8,10 +10,11 @@ from test_finetuning import generator
 from torch import Tensor
 from torch.testing import assert_close
 
-from efficientsam_hf import EfficientSamModel
+from efficientsam_hf import EfficientSamModel, compile_model
+from efficientsam_hf.modeling_efficientsam import FEW_PROMPTS, EfficientSamMaskDecoderOutput
+from efficientsam_hf.tiled_decoding_efficientsam import decode_tiled
 from efficientsam_hf.training.finetuning import ALL, ONE, THREE, InteractiveSegmentation
 from efficientsam_hf.training.recipes import RECIPES
-from efficientsam_hf.training.tiled_decoding import decode_tiled
 
 MASKS = {"mask_prompts": True, "mask_input_channels": 4}
 # Trained with six slots, so that in longer prompts a token stands for a share of one.
@@ -29,6 +32,8 @@ def results(model: EfficientSamModel, decode, pixels: Tensor, asked: dict[str, T
     model.zero_grad()
     inputs = model.get_decoder_inputs(model.get_image_embeddings(pixels), **asked)
     decoded = decode(**inputs, chosen=chosen)
+    if isinstance(decoded, tuple):
+        decoded = EfficientSamMaskDecoderOutput(*decoded)
     (decoded.pred_masks.square().mean() + decoded.iou_scores.square().mean()).backward()
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
@@ -100,7 +105,7 @@ def test_mixed_precision_changes_little(abilities, pixels):
     for enabled in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             inputs = model.get_decoder_inputs(model.get_image_embeddings(pixels), **asked)
-            answers.append(decode_tiled(model.mask_decoder, **inputs, chosen=THREE).pred_masks.float())
+            answers.append(decode_tiled(model.mask_decoder, **inputs, chosen=THREE)[1].float())
     assert (answers[0] - answers[1]).norm() < 0.1 * answers[1].norm()
 
 
@@ -109,8 +114,56 @@ def test_attention_is_dropped_while_learning_alone(wide):
     config.mask_decoder_config.attention_dropout = 0.5
     model = make_model(config).double()
     inputs = model.get_decoder_inputs(model.get_image_embeddings(wide), **prompts(2, generator(1)))
-    one, again = (decode_tiled(model.mask_decoder, **inputs, chosen=THREE).pred_masks for _ in range(2))
+    one, again = (decode_tiled(model.mask_decoder, **inputs, chosen=THREE)[1] for _ in range(2))
     assert torch.equal(one, again)
     model.train()
-    one, again = (decode_tiled(model.mask_decoder, **inputs, chosen=THREE).pred_masks for _ in range(2))
+    one, again = (decode_tiled(model.mask_decoder, **inputs, chosen=THREE)[1] for _ in range(2))
     assert not torch.allclose(one, again)
+
+
+def test_the_model_writes_images_out_on_a_gpu_for_few_prompts(model):
+    decoder = model.mask_decoder
+    with torch.no_grad():
+        few, many = (torch.zeros(1, count, 2, 16, device="meta") for count in (FEW_PROMPTS, FEW_PROMPTS + 1))
+        assert decoder.writes_images_out(few)
+        assert not decoder.writes_images_out(many)
+        assert not decoder.writes_images_out(few.new_zeros(few.shape, device="cpu"))
+    # Whoever learns chooses for himself: this way knows no gradient checkpointing of blocks.
+    assert not decoder.writes_images_out(few)
+
+
+@pytest.mark.parametrize(
+    "config", [tiny_config(), tiny_config(**MASKS), detail_config()], ids=["plain", "mask", "details"]
+)
+def test_the_models_answers_are_the_same_either_way(config, wide, monkeypatch):
+    model, asked = make_model(config).double(), prompts(2, generator(1))
+    answers = []
+    for written_out in (True, False):
+        monkeypatch.setattr(type(model.mask_decoder), "writes_images_out", lambda *_, way=written_out: way)
+        with torch.no_grad():
+            answers.append(model(wide, **asked))
+    assert_close(answers[0].pred_masks, answers[1].pred_masks, rtol=1e-4, atol=1e-5)
+    assert_close(answers[0].iou_scores, answers[1].iou_scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("by_config", [False, True])
+def test_attentions_come_from_the_models_own_way(by_config, wide, monkeypatch):
+    model, asked = make_model(tiny_config()).double(), prompts(2, generator(1))
+    monkeypatch.setattr(type(model.mask_decoder), "writes_images_out", lambda *_: True)
+    wanted = {} if by_config else {"output_attentions": True}
+    model.set_attn_implementation("eager")
+    model.config.mask_decoder_config.output_attentions = by_config
+    with torch.no_grad():
+        assert len(model(wide, **asked, **wanted).mask_decoder_attentions) == 2
+
+
+def test_a_compiled_model_has_both_ways_compiled(model, pixels, monkeypatch):
+    asked, taken = prompts(2, generator(1)), []
+    monkeypatch.setattr(
+        "efficientsam_hf.compilation.torch.compile", lambda eager, **_: taken.append(eager.__name__) or eager
+    )
+    compiled = compile_model(deepcopy(model))
+    assert taken == ["forward", "look", "write_out"]
+    monkeypatch.setattr(type(model.mask_decoder), "writes_images_out", lambda *_: True)
+    with torch.no_grad():
+        assert_close(compiled(pixels, **asked).pred_masks, model(pixels, **asked).pred_masks)

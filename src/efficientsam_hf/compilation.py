@@ -31,10 +31,12 @@ def compile_model(model: EfficientSamModel, mode: str | None = None) -> Efficien
     """
     copies = mode in GRAPH_MODES
     encoder, decoder = model.vision_encoder, model.mask_decoder
-    encode, look = (
-        Compiled(function, copies, mode=mode, dynamic=False) for function in (encoder.forward, decoder.look)
+    encode, look, write_out = (
+        Compiled(function, copies, mode=mode, dynamic=False)
+        for function in (encoder.forward, decoder.look, decoder.write_out)
     )
     encoder.__dict__["forward"], decoder.__dict__["look"] = encode, partial(in_powers_of_two, look)
+    decoder.__dict__["write_out"] = write_out
     return model
 
 

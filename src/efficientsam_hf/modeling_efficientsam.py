@@ -33,6 +33,7 @@ from .configuration_efficientsam import (
 )
 from .loss_efficientsam import segmentation_loss
 from .masks_efficientsam import rank_masks, resizing_matrix
+from .tiled_decoding_efficientsam import decode_tiled
 
 # Labels of a slot. The first three are the user's; box corners get theirs inside the model.
 NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
@@ -42,6 +43,9 @@ PROMPT_LIKE = ("input_", "point", "box", "mask", "multimask", "label")
 
 # What a CPU's cache holds, rows of an MLP's hidden layer and cells enlarged four times.
 MLP_ROWS, DRAWN_CELLS = 512, 2048
+
+# Up to so many prompts of a picture a GPU is quicker with each one's image written out.
+FEW_PROMPTS = 4
 
 
 @dataclass
@@ -1199,6 +1203,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             **kwargs: Nothing that the decoder uses.
         """
         batch, count = prompts.shape[:2]
+        if self.writes_images_out(prompts) and not kwargs.get("output_attentions", self.config.output_attentions):
+            scores, masks = self.write_out(image_embeddings, image_positions, prompts, dense, last_stands_for, chosen)
+            return EfficientSamMaskDecoderOutput(iou_scores=scores, pred_masks=masks)
         if dense is not None and dense.ndim == 4:
             # With a mask each prompt has an image of its own.
             image_embeddings = image_embeddings[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
@@ -1213,6 +1220,15 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             iou_scores=scores.reshape(batch, count, scores.shape[-1]),
             pred_masks=masks.reshape(batch, count, *masks.shape[2:]),
         )
+
+    def writes_images_out(self, prompts: Tensor) -> bool:
+        """Whether each prompt's image is written out, which changes how long the answer takes and nothing else."""
+        few = prompts.shape[1] <= FEW_PROMPTS and not torch.compiler.is_exporting()
+        return few and prompts.device.type != "cpu" and not torch.is_grad_enabled()
+
+    def write_out(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """`forward` with each prompt's image written out -> scores, masks."""
+        return decode_tiled(self, *inputs)
 
     def prepare(
         self, image_embeddings: Tensor, image_positions: Tensor, dense: Tensor | None

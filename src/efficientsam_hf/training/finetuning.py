@@ -1,7 +1,5 @@
 """The interactive training step: encode a picture once, prompt it, look where the answer is wrong, prompt again."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +8,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..loss_efficientsam import resize_labels, segmentation_loss
 from ..modeling_efficientsam import EfficientSamModel, best_mask
+from ..tiled_decoding_efficientsam import decode_tiled
 from .optimization import freeze
 from .prompts import click_inside, click_on_error, noisy_boxes
 from .recipes import PromptRecipe
-from .tiled_decoding import decode_tiled
 
 ONE, THREE, ALL = slice(0, 1), slice(1, None), slice(0, None)
 
@@ -125,8 +123,10 @@ class InteractiveSegmentation(nn.Module):
     def ask(self, embeddings: Tensor, prompt: dict[str, Any], chosen: slice) -> tuple[Tensor, Tensor]:
         """Embeddings (B, C, h, w) and a prompt for each object -> logits (B, Q, M, 4h, 4w), scores (B, Q, M)."""
         inputs, decoder = self.model.get_decoder_inputs(embeddings, **prompt), self.model.mask_decoder
-        decode: Callable = partial(decode_tiled, decoder) if self.tiles(embeddings, prompt) else decoder
-        decoded = decode(**inputs, chosen=chosen)
+        if self.tiles(embeddings, prompt):
+            scores, masks = decode_tiled(decoder, **inputs, chosen=chosen)
+            return masks, scores
+        decoded = decoder(**inputs, chosen=chosen)
         return decoded.pred_masks, decoded.iou_scores
 
     def tiles(self, embeddings: Tensor, prompt: dict[str, Any]) -> bool:

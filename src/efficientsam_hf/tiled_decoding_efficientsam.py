@@ -1,37 +1,31 @@
-"""The mask decoder with each prompt's image written out, for learning on a GPU.
+"""The mask decoder with each prompt's image written out, as SAM's decoder has it: for a GPU.
 
-The model itself writes no prompt's image out: that saves arithmetic and memory, above all where nothing is learnt.
-With gradients it takes nearly twice as many operations, most of them small, and moves nearly twice as many bytes (in
-bfloat16), which is what a training GPU was measured to wait for. On a CPU arithmetic is what is dear, unless mask
-prompts give each prompt an image of its own anyway. The answers are the same.
+The model's own way writes no prompt's image out: that saves arithmetic, which is what is dear on a CPU, and memory
+where a picture has many prompts. But it takes many small operations. Of one prompt a picture a GPU is done in less
+than half of the time this way, and when it learns, when the other way takes nearly twice as many operations and moves
+nearly twice as many bytes, it is the quicker one of many prompts, too. The answers are the same.
 
-N = B * Q prompts of B pictures, T tokens, S cells, C channels.
+N = B * Q prompts of B pictures, T tokens, S cells, C channels. The decoder and its parts are those of
+`modeling_efficientsam`, which imports this.
 """
 
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..modeling_efficientsam import (
-    EfficientSamDecoderAttention,
-    EfficientSamMaskDecoder,
-    EfficientSamMaskDecoderOutput,
-    EfficientSamTwoWayBlock,
-)
-
 
 def decode_tiled(
-    decoder: EfficientSamMaskDecoder,
+    decoder: Any,
     image_embeddings: Tensor,
     image_positions: Tensor,
     prompts: Tensor,
     dense: Tensor | None,
     last_stands_for: int | Tensor,
     chosen: slice,
-) -> EfficientSamMaskDecoderOutput:
-    """As the decoder's `forward`."""
+) -> tuple[Tensor, Tensor]:
+    """Takes what the decoder's `forward` does -> predicted IoU (B, Q, M) and logits (B, Q, M, 4h, 4w)."""
     batch, count = prompts.shape[:2]
     size, width = image_embeddings.shape[-2:], decoder.config.hidden_size
     image = image_embeddings[:, None, :width].flatten(3).transpose(2, 3)
@@ -42,21 +36,17 @@ def decode_tiled(
         repeats = F.pad(repeats, (first.shape[1] - repeats.shape[-1], 0))
     tokens, answering = first, [0, *decoder.numbers(chosen)]
     for block in decoder.transformer.blocks:
-        tokens, image = take_block(
-            cast(EfficientSamTwoWayBlock, block), tokens, first, image, image_positions, repeats
-        )
+        tokens, image = take_block(block, tokens, first, image, image_positions, repeats)
     tokens, first = (torch.stack([part[:, number] for number in answering], dim=1) for part in (tokens, first))
     looked = attend(decoder.transformer.final_token_to_image, tokens + first, image + image_positions, image)
     tokens = decoder.transformer.final_layer_norm(tokens + looked)[:, None]
     upscaled = upscale(decoder, image.transpose(1, 2).unflatten(2, size), image_embeddings[:, width:], count)
     masks = (decoder.mask_weights(tokens[:, :, 1:], chosen)[:, 0] @ upscaled.flatten(2)).unflatten(0, (batch, count))
-    return EfficientSamMaskDecoderOutput(
-        iou_scores=decoder.predict_iou(tokens, chosen).view(batch, count, -1),
-        pred_masks=masks.unflatten(-1, upscaled.shape[-2:]),
-    )
+    scores = decoder.predict_iou(tokens, chosen).view(batch, count, -1)
+    return scores, masks.unflatten(-1, upscaled.shape[-2:])
 
 
-def upscale(decoder: EfficientSamMaskDecoder, images: Tensor, details: Tensor, count: int) -> Tensor:
+def upscale(decoder: Any, images: Tensor, details: Tensor, count: int) -> Tensor:
     """Images (N, C, h, w), details (B, channels, h, w) of `count` prompts each -> (N, channels, 4h, 4w)."""
     widths = decoder.config.upscaling_channels
     coarse, fine = details.split([4 * widths[0], 16 * widths[1]], dim=1) if details.shape[1] else (None, None)
@@ -91,7 +81,7 @@ def write_out_slots(prompts: Tensor, last_stands_for: int | Tensor) -> tuple[Ten
 
 
 def take_block(
-    block: EfficientSamTwoWayBlock,
+    block: Any,
     tokens: Tensor,
     first: Tensor,
     image: Tensor,
@@ -110,9 +100,7 @@ def take_block(
     return tokens, F.layer_norm(image + seen, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def attend(
-    attention: EfficientSamDecoderAttention, query: Tensor, key: Tensor, value: Tensor, repeats: Tensor | None = None
-) -> Tensor:
+def attend(attention: Any, query: Tensor, key: Tensor, value: Tensor, repeats: Tensor | None = None) -> Tensor:
     """Query (N, T, C), key and value (N, S, C) -> (N, T, C); `repeats` (N, 1, 1, S) is added to all scores."""
     query, key, value = (
         project(states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
