@@ -127,6 +127,7 @@ def test_the_model_writes_images_out_on_a_gpu_for_few_prompts(model):
         few, many = (torch.zeros(1, count, 2, 16, device="meta") for count in (FEW_PROMPTS, FEW_PROMPTS + 1))
         assert decoder.writes_images_out(few)
         assert not decoder.writes_images_out(many)
+        assert not decoder.writes_images_out(few[:, :0])
         assert not decoder.writes_images_out(few.new_zeros(few.shape, device="cpu"))
     # Whoever learns chooses for himself: this way knows no gradient checkpointing of blocks.
     assert not decoder.writes_images_out(few)

@@ -1223,7 +1223,7 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
 
     def writes_images_out(self, prompts: Tensor) -> bool:
         """Whether each prompt's image is written out, which changes how long the answer takes and nothing else."""
-        few = prompts.shape[1] <= FEW_PROMPTS and not torch.compiler.is_exporting()
+        few = 0 < prompts.shape[1] <= FEW_PROMPTS and not torch.compiler.is_exporting()
         return few and prompts.device.type != "cpu" and not torch.is_grad_enabled()
 
     def write_out(self, *inputs: Any) -> tuple[Tensor, Tensor]:
