@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from efficientsam_hf import EfficientSamModel, compile_model
+from efficientsam_hf.compilation import few_in_powers_of_two
 from efficientsam_hf.modeling_efficientsam import FEW_PROMPTS, EfficientSamMaskDecoderOutput
 from efficientsam_hf.tiled_decoding_efficientsam import decode_tiled
 from efficientsam_hf.training.finetuning import ALL, ONE, THREE, InteractiveSegmentation
@@ -168,3 +169,29 @@ def test_a_compiled_model_has_both_ways_compiled(model, pixels, monkeypatch):
     monkeypatch.setattr(type(model.mask_decoder), "writes_images_out", lambda *_: True)
     with torch.no_grad():
         assert_close(compiled(pixels, **asked).pred_masks, model(pixels, **asked).pred_masks)
+
+
+@pytest.mark.parametrize(("count", "seen"), [(1, 1), (2, 2), (3, 4), (4, 4)])
+@pytest.mark.parametrize("abilities", [{}, {**LONG, **MASKS}], ids=["plain", "long, mask"])
+def test_few_prompts_are_filled_up_and_cut_off(abilities, count, seen, wide):
+    model, asked, counts = (
+        make_model(tiny_config(**abilities)).double(),
+        prompts(9 if abilities else 2, generator(1)),
+        [],
+    )
+    asked = {name: value[:, :1].expand(-1, count, *value.shape[2:]).clone() for name, value in asked.items()}
+    if abilities:
+        asked["input_masks"] = torch.randn(2, count, 12, 16, generator=generator(2), dtype=torch.float64)
+    with torch.no_grad():
+        given = model.get_decoder_inputs(model.get_image_embeddings(wide), **asked)
+        names = ("image_embeddings", "image_positions", "prompts", "dense", "last_stands_for")
+        inputs = (*(given[name] for name in names), THREE)
+        wanted = model.mask_decoder.write_out(*inputs)
+
+        def watched(*given):
+            counts.append(given[2].shape[1])
+            return model.mask_decoder.write_out(*given)
+
+        found = few_in_powers_of_two(watched, *inputs)
+    assert counts == [seen]
+    assert_close(found, wanted)

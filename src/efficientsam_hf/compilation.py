@@ -22,8 +22,9 @@ def compile_model(model: EfficientSamModel, mode: str | None = None) -> Efficien
     """Compile encoder and decoder in their places; the first call of each shape takes tens of seconds.
 
     Shapes are fixed: keep pictures in batches of one size. Numbers of prompts are filled up to powers of two, so that
-    the last, smaller batch of clicks needs no compilation of its own. Where compiling fails, the model goes on
-    without it and warns once.
+    the last, smaller batch of clicks needs no compilation of its own. From a ninth kind of call on (another batch,
+    other slots filled) torch goes on without compiling; `torch._dynamo.config.recompile_limit` says otherwise. Where
+    compiling fails, the model goes on without it and warns once.
 
     Args:
         model: On any device; changed, and given back.
@@ -36,7 +37,7 @@ def compile_model(model: EfficientSamModel, mode: str | None = None) -> Efficien
         for function in (encoder.forward, decoder.look, decoder.write_out)
     )
     encoder.__dict__["forward"], decoder.__dict__["look"] = encode, partial(in_powers_of_two, look)
-    decoder.__dict__["write_out"] = write_out
+    decoder.__dict__["write_out"] = partial(few_in_powers_of_two, write_out)
     return model
 
 
@@ -81,8 +82,34 @@ def in_powers_of_two(
 ) -> tuple[Tensor, EfficientSamPromptedImage]:
     """`EfficientSamMaskDecoder.look` on 1, 2, 4, ... prompts: those that are missing are zeros, and cut off again."""
     count = prompts.shape[1]
-    missing = (1 << (count - 1).bit_length()) - count if count else 0
+    missing = missing_to_power_of_two(count)
     if missing and isinstance(last_stands_for, int):  # slots that each prompt counts for itself are not filled up
         prompts = F.pad(prompts, (0, 0, 0, 0, 0, missing))
     tokens, image = look(prepared, prompts, last_stands_for)
     return tokens[:, :count], image[:count]
+
+
+def few_in_powers_of_two(
+    write_out: Callable,
+    image_embeddings: Tensor,
+    image_positions: Tensor,
+    prompts: Tensor,
+    dense: Tensor | None,
+    last_stands_for: int | Tensor,
+    chosen: slice,
+) -> tuple[Tensor, Tensor]:
+    """`EfficientSamMaskDecoder.write_out` on 1, 2 or 4 prompts, as above."""
+    count = prompts.shape[1]
+    added = (0, 0, 0, missing_to_power_of_two(count))
+    prompts = F.pad(prompts, (0, 0, *added))
+    if dense is not None and dense.ndim == 4:
+        dense = F.pad(dense, (0, 0, *added))
+    if isinstance(last_stands_for, Tensor):
+        last_stands_for = F.pad(last_stands_for, added, value=1)
+    scores, masks = write_out(image_embeddings, image_positions, prompts, dense, last_stands_for, chosen)
+    return scores[:, :count], masks[:, :count]
+
+
+def missing_to_power_of_two(count: int) -> int:
+    """How many more make 1, 2, 4, ... of them; none of none."""
+    return (1 << (count - 1).bit_length()) - count if count else 0

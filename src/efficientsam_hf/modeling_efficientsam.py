@@ -44,7 +44,8 @@ PROMPT_LIKE = ("input_", "point", "box", "mask", "multimask", "label")
 # What a CPU's cache holds, rows of an MLP's hidden layer and cells enlarged four times.
 MLP_ROWS, DRAWN_CELLS = 512, 2048
 
-# Up to so many prompts of a picture a GPU is quicker with each one's image written out.
+# Up to so many prompts of a picture a GPU that is told each operation is quicker with each one's image written out;
+# what CUDA graphs start is about as quick either way.
 FEW_PROMPTS = 4
 
 
@@ -682,7 +683,8 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
 
 
 # All prompts of a picture start from one image. What a prompt adds to it are a few vectors, weighed differently in
-# each cell, and a layer norm divides each cell by a number of its own. So no prompt's image is written out; it is
+# each cell, and a layer norm divides each cell by a number of its own. So no prompt's image is written out, but few of
+# them on a GPU; it is
 #
 #     factor * (common + weights^T (values bases)) + shift
 #

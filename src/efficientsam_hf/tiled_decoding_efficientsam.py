@@ -1,9 +1,9 @@
 """The mask decoder with each prompt's image written out, as SAM's decoder has it: for a GPU.
 
 The model's own way writes no prompt's image out: that saves arithmetic, which is what is dear on a CPU, and memory
-where a picture has many prompts. But it takes many small operations. Of one prompt a picture a GPU is done in less
-than half of the time this way, and when it learns, when the other way takes nearly twice as many operations and moves
-nearly twice as many bytes, it is the quicker one of many prompts, too. The answers are the same.
+where a picture has many prompts. But it takes many small operations, which a GPU waits for: this way it is done
+sooner with few prompts a picture, and when it learns, which takes nearly twice as many operations the other way, with
+many, too. The answers are the same.
 
 N = B * Q prompts of B pictures, T tokens, S cells, C channels. The decoder and its parts are those of
 `modeling_efficientsam`, which imports this.

@@ -204,4 +204,4 @@ def jitter_colors(image: np.ndarray, brightness: float, contrast: float, saturat
     others = scale * (1 - saturation) / 3
     own = others + scale * saturation
     rows = (own, others, others, shift), (others, own, others, shift), (others, others, own, shift)
-    return np.asarray(Image.fromarray(image).convert("RGB", sum(rows, ())))
+    return np.array(Image.fromarray(image).convert("RGB", sum(rows, ())))
