@@ -1225,8 +1225,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
 
     def writes_images_out(self, prompts: Tensor) -> bool:
         """Whether each prompt's image is written out, which changes how long the answer takes and nothing else."""
-        few = 0 < prompts.shape[1] <= FEW_PROMPTS and not torch.compiler.is_exporting()
-        return few and prompts.device.type != "cpu" and not torch.is_grad_enabled()
+        if prompts.device.type == "cpu" or torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return False  # before an exported graph, whose number of prompts is open, is asked for it
+        return 0 < prompts.shape[1] <= FEW_PROMPTS
 
     def write_out(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """`forward` with each prompt's image written out -> scores, masks."""
