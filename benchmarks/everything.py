@@ -40,7 +40,6 @@ from efficientsam_hf import (
 from efficientsam_hf.cpu_threads import map_on_threads
 from efficientsam_hf.mask_search import MOST_THREADS
 from efficientsam_hf.masks_efficientsam import encode_rle, masks_to_boxes, nms, point_grid, stability_score
-from efficientsam_hf.tiled_decoding_efficientsam import decode_tiled
 
 CLOCK = time.perf_counter
 
@@ -48,7 +47,7 @@ CLOCK = time.perf_counter
 def plain_decode(model: EfficientSamModel, embeddings: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings (1, C, h, w), clicks (Q, 2) -> logits (Q, 3, 4h, 4w), predicted IoU (Q, 3), embeddings tiled."""
     inputs = model.get_decoder_inputs(embeddings, points[None, :, None])
-    scores, masks = decode_tiled(model.mask_decoder, **inputs, chosen=slice(1, None))
+    scores, masks = model.mask_decoder.write_out(**inputs, chosen=slice(1, None))
     return masks[0], scores[0]
 
 

@@ -417,6 +417,20 @@ def test_colors_change_as_named():
     assert jitter_colors(np.full((1, 1, 3), 33, np.uint8), 0.9, 1.0, 1.0).tolist() == [[[30] * 3]]
 
 
+def test_colours_change_as_if_step_by_step():
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (31, 17, 3), dtype=np.uint8)
+    for _ in range(20):
+        brightness, contrast, saturation = generator.uniform(0.4, 1.6, 3)
+        pixels = image * brightness
+        pixels = (pixels - pixels.mean()) * contrast + pixels.mean()
+        grey = pixels.mean(axis=2, keepdims=True)
+        wanted = np.clip((pixels - grey) * saturation + grey, 0, 255)
+        changed = jitter_colors(image, brightness, contrast, saturation)
+        assert np.abs(changed - wanted).max() < 0.51
+        changed[:] = 0  # whoever gets it may write into it
+
+
 def test_the_same_generator_changes_alike(mask: np.ndarray):
     first, second = (WILD(painted(mask), mask[None], np.random.default_rng(3)) for _ in range(2))
     assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))

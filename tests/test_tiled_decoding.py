@@ -174,24 +174,19 @@ def test_a_compiled_model_has_both_ways_compiled(model, pixels, monkeypatch):
 @pytest.mark.parametrize(("count", "seen"), [(1, 1), (2, 2), (3, 4), (4, 4)])
 @pytest.mark.parametrize("abilities", [{}, {**LONG, **MASKS}], ids=["plain", "long, mask"])
 def test_few_prompts_are_filled_up_and_cut_off(abilities, count, seen, wide):
-    model, asked, counts = (
-        make_model(tiny_config(**abilities)).double(),
-        prompts(9 if abilities else 2, generator(1)),
-        [],
-    )
+    model, counts = make_model(tiny_config(**abilities)).double(), []
+    asked = prompts(9 if abilities else 2, generator(1))
     asked = {name: value[:, :1].expand(-1, count, *value.shape[2:]).clone() for name, value in asked.items()}
     if abilities:
         asked["input_masks"] = torch.randn(2, count, 12, 16, generator=generator(2), dtype=torch.float64)
     with torch.no_grad():
-        given = model.get_decoder_inputs(model.get_image_embeddings(wide), **asked)
-        names = ("image_embeddings", "image_positions", "prompts", "dense", "last_stands_for")
-        inputs = (*(given[name] for name in names), THREE)
-        wanted = model.mask_decoder.write_out(*inputs)
+        inputs = {**model.get_decoder_inputs(model.get_image_embeddings(wide), **asked), "chosen": THREE}
+        wanted = model.mask_decoder.write_out(**inputs)
 
-        def watched(*given):
-            counts.append(given[2].shape[1])
-            return model.mask_decoder.write_out(*given)
+        def watched(**given):
+            counts.append(given["prompts"].shape[1])
+            return model.mask_decoder.write_out(**given)
 
-        found = few_in_powers_of_two(watched, *inputs)
+        found = few_in_powers_of_two(watched, **inputs)
     assert counts == [seen]
     assert_close(found, wanted)

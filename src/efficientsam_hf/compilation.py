@@ -89,24 +89,16 @@ def in_powers_of_two(
     return tokens[:, :count], image[:count]
 
 
-def few_in_powers_of_two(
-    write_out: Callable,
-    image_embeddings: Tensor,
-    image_positions: Tensor,
-    prompts: Tensor,
-    dense: Tensor | None,
-    last_stands_for: int | Tensor,
-    chosen: slice,
-) -> tuple[Tensor, Tensor]:
-    """`EfficientSamMaskDecoder.write_out` on 1, 2 or 4 prompts, as above."""
-    count = prompts.shape[1]
-    added = (0, 0, 0, missing_to_power_of_two(count))
-    prompts = F.pad(prompts, (0, 0, *added))
-    if dense is not None and dense.ndim == 4:
-        dense = F.pad(dense, (0, 0, *added))
-    if isinstance(last_stands_for, Tensor):
-        last_stands_for = F.pad(last_stands_for, added, value=1)
-    scores, masks = write_out(image_embeddings, image_positions, prompts, dense, last_stands_for, chosen)
+def few_in_powers_of_two(write_out: Callable, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """`EfficientSamMaskDecoder.write_out` on 1, 2 or 4 prompts: those that are missing are cut off again."""
+    count = inputs["prompts"].shape[1]
+    missing = missing_to_power_of_two(count)
+    # Where each token stands for a share of a slot, those of no prompt stand for one.
+    for name, filling in (("prompts", 0), ("dense", 0), ("last_stands_for", 1)):
+        value = inputs[name]
+        if isinstance(value, Tensor) and value.ndim > 2:  # each prompt has its own
+            inputs[name] = F.pad(value, (0, 0) * (value.ndim - 2) + (0, missing), value=filling)
+    scores, masks = write_out(**inputs)
     return scores[:, :count], masks[:, :count]
 
 

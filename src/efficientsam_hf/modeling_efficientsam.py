@@ -1206,7 +1206,14 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
         """
         batch, count = prompts.shape[:2]
         if self.writes_images_out(prompts) and not kwargs.get("output_attentions", self.config.output_attentions):
-            scores, masks = self.write_out(image_embeddings, image_positions, prompts, dense, last_stands_for, chosen)
+            scores, masks = self.write_out(
+                image_embeddings=image_embeddings,
+                image_positions=image_positions,
+                prompts=prompts,
+                dense=dense,
+                last_stands_for=last_stands_for,
+                chosen=chosen,
+            )
             return EfficientSamMaskDecoderOutput(iou_scores=scores, pred_masks=masks)
         if dense is not None and dense.ndim == 4:
             # With a mask each prompt has an image of its own.
@@ -1229,9 +1236,9 @@ class EfficientSamMaskDecoder(EfficientSamPreTrainedModel):
             return False  # before an exported graph, whose number of prompts is open, is asked for it
         return 0 < prompts.shape[1] <= FEW_PROMPTS
 
-    def write_out(self, *inputs: Any) -> tuple[Tensor, Tensor]:
-        """`forward` with each prompt's image written out -> scores, masks."""
-        return decode_tiled(self, *inputs)
+    def write_out(self, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """What `forward` takes, with each prompt's image written out -> scores, masks."""
+        return decode_tiled(self, **inputs)
 
     def prepare(
         self, image_embeddings: Tensor, image_positions: Tensor, dense: Tensor | None

@@ -8,7 +8,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ..loss_efficientsam import resize_labels, segmentation_loss
 from ..modeling_efficientsam import EfficientSamModel, best_mask
-from ..tiled_decoding_efficientsam import decode_tiled
 from .optimization import freeze
 from .prompts import click_inside, click_on_error, noisy_boxes
 from .recipes import PromptRecipe
@@ -124,7 +123,7 @@ class InteractiveSegmentation(nn.Module):
         """Embeddings (B, C, h, w) and a prompt for each object -> logits (B, Q, M, 4h, 4w), scores (B, Q, M)."""
         inputs, decoder = self.model.get_decoder_inputs(embeddings, **prompt), self.model.mask_decoder
         if self.tiles(embeddings, prompt):
-            scores, masks = decode_tiled(decoder, **inputs, chosen=chosen)
+            scores, masks = decoder.write_out(**inputs, chosen=chosen)
             return masks, scores
         decoded = decoder(**inputs, chosen=chosen)
         return decoded.pred_masks, decoded.iou_scores
