@@ -159,16 +159,24 @@ def test_attentions_come_from_the_models_own_way(by_config, wide, monkeypatch):
         assert len(model(wide, **asked, **wanted).mask_decoder_attentions) == 2
 
 
-def test_a_compiled_model_has_both_ways_compiled(model, pixels, monkeypatch):
-    asked, taken = prompts(2, generator(1)), []
-    monkeypatch.setattr(
-        "efficientsam_hf.compilation.torch.compile", lambda eager, **_: taken.append(eager.__name__) or eager
-    )
+def test_a_compiled_model_answers_by_what_was_compiled(model, pixels, monkeypatch):
+    asked, called = prompts(2, generator(1)), []
+
+    def compiler(eager, **options):
+        def compiled(*arguments, **inputs):
+            called.append(eager.__name__)
+            return eager(*arguments, **inputs)
+
+        return compiled
+
+    monkeypatch.setattr("efficientsam_hf.compilation.torch.compile", compiler)
     compiled = compile_model(deepcopy(model))
-    assert taken == ["forward", "look", "write_out"]
-    monkeypatch.setattr(type(model.mask_decoder), "writes_images_out", lambda *_: True)
-    with torch.no_grad():
-        assert_close(compiled(pixels, **asked).pred_masks, model(pixels, **asked).pred_masks)
+    for written_out, names in ((True, ["forward", "write_out"]), (False, ["forward", "look"])):
+        monkeypatch.setattr(type(model.mask_decoder), "writes_images_out", lambda *_, way=written_out: way)
+        called.clear()
+        with torch.no_grad():
+            assert_close(compiled(pixels, **asked).pred_masks, model(pixels, **asked).pred_masks)
+        assert called == names
 
 
 @pytest.mark.parametrize(("count", "seen"), [(1, 1), (2, 2), (3, 4), (4, 4)])

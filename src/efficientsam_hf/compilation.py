@@ -93,11 +93,10 @@ def few_in_powers_of_two(write_out: Callable, **inputs: Any) -> tuple[Tensor, Te
     """`EfficientSamMaskDecoder.write_out` on 1, 2 or 4 prompts: those that are missing are cut off again."""
     count = inputs["prompts"].shape[1]
     missing = missing_to_power_of_two(count)
-    # Where each token stands for a share of a slot, those of no prompt stand for one.
-    for name, filling in (("prompts", 0), ("dense", 0), ("last_stands_for", 1)):
+    for name in ("prompts", "dense", "last_stands_for"):
         value = inputs[name]
         if isinstance(value, Tensor) and value.ndim > 2:  # each prompt has its own
-            inputs[name] = F.pad(value, (0, 0) * (value.ndim - 2) + (0, missing), value=filling)
+            inputs[name] = F.pad(value, (0, 0) * (value.ndim - 2) + (0, missing))
     scores, masks = write_out(**inputs)
     return scores[:, :count], masks[:, :count]
 
