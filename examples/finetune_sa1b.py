@@ -100,6 +100,9 @@ class Arguments:
     answer_chance: float | None = field(
         default=None, metadata={"help": "in how many steps further prompts show the last answer, for mask prompts"}
     )
+    answered_share: float | None = field(
+        default=None, metadata={"help": "how much of the loss is of the mask with the best predicted IoU, likewise"}
+    )
     every_iou: bool = field(default=False, metadata={"help": "train the predicted IoU of all masks of a prompt"})
     smallest_crop: float = field(default=1.0, metadata={"help": "random crops down to this share of each side"})
     closer: float = field(default=0.0, metadata={"help": "chance of a crop around one of the masks instead"})
@@ -172,7 +175,7 @@ class Arguments:
 
     def prompt_recipe(self) -> PromptRecipe:
         """The recipe with what is given in place of its own."""
-        recipe, names = RECIPES[self.recipe], ("rounds", "box_chance", "answer_chance")
+        recipe, names = RECIPES[self.recipe], ("rounds", "box_chance", "answer_chance", "answered_share")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(recipe, every_iou=recipe.every_iou or self.every_iou, **given)
 

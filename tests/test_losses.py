@@ -182,6 +182,16 @@ def test_every_guess_may_learn_how_good_it_is(logits: Tensor, scores: Tensor, la
     assert (scores.grad != 0).all()
 
 
+def test_the_answered_guess_takes_its_share_of_the_blame(logits: Tensor, scores: Tensor, labels: Tensor):
+    scores[:, :, 1] = 2.0
+    answered = segmentation_loss(logits[:, :, 1:2], scores[:, :, 1:2], labels)
+    nearest, half, whole = (segmentation_loss(logits, scores, labels, answered_share=share) for share in (0, 0.5, 1))
+    for name, value in half.items():
+        torch.testing.assert_close(whole[name], answered[name])
+        torch.testing.assert_close(value, (nearest[name] + answered[name]) / 2)
+    assert not torch.equal(nearest["dice"], answered["dice"])
+
+
 def test_the_iou_prediction_does_not_pull_at_the_mask(logits: Tensor, scores: Tensor, labels: Tensor):
     logits = logits.requires_grad_()
     loss = segmentation_loss(logits, scores.requires_grad_(), labels, focal_weight=0, dice_weight=0)["loss"]

@@ -1,4 +1,4 @@
-"""The loss of promptable segmentation: focal, dice and predicted IoU, on the mask that comes nearest.
+"""The loss of promptable segmentation: focal, dice and predicted IoU, on the mask that comes nearest, or is given.
 
 B images, Q prompts an image, M masks a prompt. A label pixel is 1 on the object, 0 off it, below 0 where nobody knows:
 such pixels cost nothing, and a prompt without a known pixel (padding) drops out of the mean.
@@ -68,8 +68,9 @@ def segmentation_loss(
     iou_weight: float = 1.0,
     every_iou: bool = False,
     iou_error: str = "squared",
+    answered_share: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Blame only the mask nearest to the label (Kirillov et al., 2023, appendix A; weights 20 : 1 : 1).
+    """Blame the mask nearest to the label alone (Kirillov et al., 2023, appendix A; weights 20 : 1 : 1).
 
     Every prompt of the batch weighs the same, so that a picture with more objects weighs more than its neighbours.
 
@@ -83,6 +84,8 @@ def segmentation_loss(
         every_iou: Train the predicted IoU of all masks, as SAM 2 does, so that the best one is known by it; otherwise
             only that of the nearest.
         iou_error: "squared" (SAM) or "absolute" (SAM 2).
+        answered_share: Of the blame, 0 to 1, so much goes to the mask with the highest predicted IoU, which is what
+            a user is given, and the rest to the nearest.
 
     Returns:
         `loss`, the one to differentiate, and its unweighted parts `focal`, `dice`, `iou`, each a mean over the prompts
@@ -106,7 +109,11 @@ def segmentation_loss(
     error = iou_scores.float() - wanted_iou
     parts = {"focal": focal, "dice": dice, "iou": error**2 if iou_error == "squared" else error.abs()}
     counted = known[:, :, 0].amax((-2, -1))
-    of_each = {name: part.gather(-1, nearest)[..., 0] for name, part in parts.items()}
+    answered = iou_scores.detach().argmax(-1, keepdim=True)
+    of_each = {
+        name: part.gather(-1, nearest).lerp(part.gather(-1, answered), answered_share)[..., 0]
+        for name, part in parts.items()
+    }
     if every_iou:
         of_each["iou"] = parts["iou"].mean(-1)
     parts = {name: (part * counted).sum() / counted.sum().clamp(min=1) for name, part in of_each.items()}

@@ -12,6 +12,7 @@ from .optimization import freeze
 from .prompts import click_inside, click_on_error, noisy_boxes
 from .recipes import PromptRecipe
 
+BLAME = ("every_iou", "iou_error", "answered_share")  # what a recipe says of the loss
 ONE, THREE, ALL = slice(0, 1), slice(1, None), slice(0, None)
 
 
@@ -143,7 +144,7 @@ class InteractiveSegmentation(nn.Module):
     def blame(self, masks: Tensor, scores: Tensor, labels: Tensor, chosen: slice) -> dict[str, Tensor]:
         """The losses of an answer; token 0 beside the three counts as much as the nearest of them."""
         together = [ONE, THREE] if chosen == ALL else [ALL]
-        options: dict[str, Any] = {"every_iou": self.recipe.every_iou, "iou_error": self.recipe.iou_error}
+        options: dict[str, Any] = {name: getattr(self.recipe, name) for name in BLAME}
         losses = [segmentation_loss(masks[:, :, part], scores[:, :, part], labels, **options) for part in together]
         return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
 

@@ -25,6 +25,8 @@ class PromptRecipe:
         most_box_noise: Largest move of a box's coordinate as a share of the picture's side (20 of 1024 pixels in SAM).
         every_iou: Train the predicted IoU of all masks of a prompt, not of the nearest alone.
         iou_error: What the predicted IoU is blamed for: its error's square, or its size.
+        answered_share: How much of the blame goes to the mask that a user is given, the one with the highest predicted
+            IoU, rather than to the nearest one.
         single_mask_alone: From the second prompt on mask token 0 answers alone, as in SAM; otherwise it answers
             every prompt beside the three. Nothing without `single_mask_token`.
     """
@@ -37,6 +39,7 @@ class PromptRecipe:
     most_box_noise: float = 20 / 1024
     every_iou: bool = False
     iou_error: Literal["squared", "absolute"] = "squared"
+    answered_share: float = 0.0
     single_mask_alone: bool = False
 
     def check(self, model: EfficientSamModel) -> None:
@@ -47,8 +50,9 @@ class PromptRecipe:
         """
         prompts = model.config.prompt_encoder_config
         most = prompts.max_prompt_points - 1
-        if not 0 <= self.answer_chance <= 1:
-            raise ValueError(f"answer_chance must be 0 to 1, got {self.answer_chance}")
+        for name in ("answer_chance", "answered_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
         if not 1 <= self.rounds <= most:
             raise ValueError(
                 f"rounds must be 1 to {most}: a box takes two of {prompts.max_prompt_points} slots; got {self.rounds} "
