@@ -358,6 +358,9 @@ def find_pictures(args: Arguments) -> tuple[list[list[LabelledPicture]], list[La
     """Pictures to train on by source, none where they are streamed, and those to measure on."""
     streamed = is_streamed(args.sources[0])
     splits = [] if streamed else [split_pictures(find_labelled_pictures(name), args.hold_out) for name in args.sources]
+    for name, (trained_on, held_out) in zip(args.sources, splits, strict=False):
+        if not trained_on:
+            raise ValueError(f"--hold_out {args.hold_out} leaves nothing of {name} to train on: found {len(held_out)}")
     held = [held for _, held in splits]
     if args.eval_sources:
         held = [find_labelled_pictures(name) for name in args.eval_sources]

@@ -213,5 +213,13 @@ def test_a_state_of_other_groups_of_parameters_is_named(tmp_path: Path):
     groups = [{"params": [weight]} for weight in run.model.parameters()]
     accelerator = Accelerator(cpu=True)
     accelerator.prepare(run.model, torch.optim.AdamW(groups, lr=0.1))
-    with pytest.raises(ValueError, match=r"step_1 cannot be gone on from, wanted another output folder: .*group"):
+    with pytest.raises(ValueError, match=r"step_1 cannot be gone on from; another output folder starts anew: .*group"):
+        Checkpoints(accelerator, tmp_path / "run", 2).resume()
+
+
+def test_a_state_of_another_model_is_named(tmp_path: Path):
+    Run(tmp_path / "run").checkpoints.save(1)
+    accelerator, other = Accelerator(cpu=True), torch.nn.Linear(9, 9)
+    accelerator.prepare(other, torch.optim.AdamW(other.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"step_1 cannot be gone on from; another output folder starts anew: (?s:.*)Missing key"):
         Checkpoints(accelerator, tmp_path / "run", 2).resume()

@@ -66,6 +66,28 @@ def test_bad_annotations_are_counted_or_stop_everything(coco, changes, reason, m
         )
 
 
+@pytest.mark.parametrize("changes", [{"iscrowd": None}, {"iscrowd": False}, {"bbox": None}, {"area": None}])
+def test_nulls_are_what_is_left_out(coco, changes):
+    spoil(coco, **changes)
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    assert asked.results[0]["ap"]["AP"] == 1.0
+    assert not asked.results[0]["skipped"]
+
+
+def test_null_categories_and_ids_of_two_kinds_are_no_fault(coco):
+    _, path, _ = coco
+    content = read_dataset(path)
+    first = content["images"][0]["id"]
+    for entries, key in ((content["images"], "id"), (content["annotations"], "image_id")):
+        for entry in entries:
+            entry[key] = "a" if entry[key] == first else entry[key]
+    path.write_text(json.dumps({**content, "categories": None}))
+    asked = campaign(coco)
+    score_interactive(asked, Oracle(coco[2]), MODEL, [find_protocol("box")], Settings())
+    assert asked.results[0]["protocols"][0]["masks"] == 9
+
+
 @pytest.mark.parametrize("ignore", [0, 1, True, None, []])
 def test_an_ignore_that_is_no_mask_is_no_fault(coco, ignore):
     spoil(coco, ignore=ignore)

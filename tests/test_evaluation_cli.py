@@ -42,6 +42,15 @@ def told(path="results.json"):
     return json.loads(Path(path).read_text())
 
 
+def test_a_sheet_that_cannot_be_written_is_refused_before_the_work(room, checkpoint):
+    result = run("boxes", *COCO, "--model", checkpoint, "--sheet", "worst.foo")
+    assert result.exit_code == 2
+    assert "worst.foo: wanted the suffix of a picture" in result.output
+    assert not list(Path().glob("*results*"))
+    assert run("boxes", *COCO, "--model", checkpoint, "--sheet", "new/worst.png").exit_code == 0
+    assert Image.open("new/worst.png").width > 700
+
+
 def test_points_by_several_protocols(room, checkpoint):
     result = run("points", *COCO, "--model", checkpoint, "--protocol", "sam", "--protocol", "ritm", "--boundary")
     assert result.exit_code == 0, result.output

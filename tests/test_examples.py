@@ -206,6 +206,11 @@ def test_nothing_is_measured_on_no_pictures(inputs, run, tmp_path: Path):
     assert not measured_in(printed)
 
 
+def test_holding_all_out_leaves_nothing_to_train_on(inputs, run, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"--hold_out 1 leaves nothing of .* to train on: found \d+"):
+        run(*options(inputs, tmp_path, "--hold_out", "1", "--max_steps", "1"))
+
+
 def test_a_loss_that_explodes_names_the_last_good_state(inputs, run, tmp_path: Path):
     given = options(inputs, tmp_path, "--save_every", "1")
     run(*given, "--max_steps", "1")

@@ -12,6 +12,7 @@ from threading import Barrier, get_ident
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_checkpoints import fork, kill_at
 from test_images import picture_file, spoil
 from test_pretraining import losses_in, options
@@ -66,6 +67,8 @@ def test_kept_crops_are_what_the_teacher_says_of_the_samples(folder, teacher, tm
         sample = samples[number]
         wanted = teacher(sample["teacher_pixels"][None] / 255, 4)[0]
         assert_close(sample["features"], wanted, rtol=2e-3, atol=2e-3)
+    assert cached_channels(tmp_path / "cache") == 5
+    save_file({}, tmp_path / "cache" / "features_00000-.safetensors")  # of a shard of corrupt pictures
     assert cached_channels(tmp_path / "cache") == 5
 
 

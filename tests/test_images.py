@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shutil
 import tarfile
 from collections import Counter
 
@@ -14,7 +15,14 @@ from PIL import Image as PillowImage
 from torch.utils.data import DataLoader
 
 from efficientsam_hf.data.crops import Crop, RandomResizedCrop, SampleMaker, cut
-from efficientsam_hf.data.images import CorruptPictures, StreamedImages, UnlabelledImages, find_pictures
+from efficientsam_hf.data.images import (
+    CorruptPictures,
+    StreamedImages,
+    UnlabelledImages,
+    decode_picture,
+    find_pictures,
+)
+from efficientsam_hf.pictures_efficientsam import read_picture
 
 MAKER = SampleMaker(size=16, patches=4, seed=5)
 
@@ -264,6 +272,36 @@ def test_a_row_without_a_picture_is_skipped_and_named():
     named = [name for batch in batches for name in batch["corrupt"] if name]
     assert named
     assert all(name.startswith("picture ") for name in named)
+
+
+def test_a_stream_of_files_reads_them(folder, tmp_path):
+    spoil(folder)
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    paths = [str(folder / f"class_{number % 2}" / f"{number}.png") for number in range(6)]
+    paths[4] = f"zip://class_0/4.png::{archive}"
+    rows = Dataset.from_list([{"image": {"path": path, "bytes": None}} for path in paths])
+    stream = rows.cast_column("image", Image(decode=False)).to_iterable_dataset()
+    samples = [pixels for batch in take(5, 0, stream, MAKER) for pixels in batch["pixels"]]
+    counts = Counter(round(float(pixels[0].float().mean())) for pixels in samples)
+    assert counts == dict.fromkeys((0, 1, 2, 4, 5), 2), "two epochs"
+
+
+@pytest.mark.parametrize("path", [None, "/nowhere/a.png"])
+def test_a_stream_of_nothing_readable_ends(path):
+    rows = Dataset.from_list([{"image": {"path": path, "bytes": None if path else b"?"}}] * 3)
+    stream = rows.cast_column("image", Image(decode=False)).to_iterable_dataset()
+    with pytest.raises(ValueError, match="wanted a readable picture, found 100 corrupt ones in a row, such as"):
+        take(1, 0, stream, MAKER)
+
+
+def test_16_bits_are_scaled_where_they_are_read_as_stored():
+    pixels = np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)
+    file = io.BytesIO()
+    PillowImage.fromarray(pixels).save(file, "PNG")
+    found = np.asarray(decode_picture("a.png", file.getvalue()))
+    assert (found[..., 0] == read_picture(PillowImage.open(file))[0].numpy()).all()
+    assert found.min() == 0
+    assert found[:10].max() < 128 <= found[10:].min()
 
 
 def test_a_stream_without_the_column_is_refused(stream):

@@ -62,7 +62,7 @@ def run(*arguments):
 
 def draw_masks(name: str, pixels: torch.Tensor) -> list[dict]:
     """A labeller without a model: some masks of this name, always the same."""
-    generator = np.random.default_rng(list(name.encode()))
+    generator = np.random.default_rng(list(os.fsencode(name)))
     _, masks = make_scene(int(generator.integers(1000)), *pixels.shape[1:])
     ones = masks[: int(generator.integers(1, 4))]
     rows = [{"segmentation": encode_rle(mask), "area": int(mask.sum())} for mask in ones]
@@ -364,7 +364,7 @@ def test_a_shard_cut_off_behind_its_labels_is_done_again(tmp_path, pictures):
     label(pictures, tmp_path / "out", "coco", pictures_per_shard=3)
     wanted = contents(tmp_path / "out")
     (tmp_path / "out" / "progress" / "pictures_00001.json").unlink()
-    (tmp_path / "out" / "parts" / ".pictures_00001.jsonl.part").write_text("half of it")
+    (tmp_path / "out" / "parts" / ".pictures_00001.jsonl.0a1b2c3d.part").write_text("half of it")
     asked = []
     folder = LabelFolder(tmp_path / "out", "coco", find_label_shards(str(pictures), 3), {})
     assert list(folder.label(lambda name, pixels: asked.append(name) or draw_masks(name, pixels))) == [
@@ -373,6 +373,31 @@ def test_a_shard_cut_off_behind_its_labels_is_done_again(tmp_path, pictures):
     assert len(asked) == 3
     folder.conclude()
     assert contents(tmp_path / "out") == wanted
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_another_process_at_the_same_shard_costs_no_label(format, tmp_path, pictures):
+    label(pictures, tmp_path / "alone", format)
+    seen = []
+
+    def interrupted(name: str, pixels: torch.Tensor) -> list[dict]:
+        seen.append(name)
+        if len(seen) == 3:
+            label(pictures, tmp_path / "out", format)
+        return draw_masks(name, pixels)
+
+    label(pictures, tmp_path / "out", format, interrupted)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.jpg", "\u5199" * 82 + ".jpg"], ids=["no text", "250 bytes"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_strange_name_is_no_hindrance(format, name, tmp_path):
+    make_folder(tmp_path / "set", {"a.jpg": scene_files(1)["sa_0.jpg"]})
+    (tmp_path / "set" / "a.jpg").with_name(name).write_bytes(scene_files(2)["sa_1.jpg"])
+    label(tmp_path / "set", tmp_path / "out", format)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["pictures"], len(report["skipped"])) == (2, 0)
 
 
 def test_a_full_disk_is_no_bad_picture(tmp_path, pictures, monkeypatch):

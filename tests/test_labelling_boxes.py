@@ -129,6 +129,26 @@ def test_a_bad_box_is_skipped_by_name_and_no_other(tmp_path, checkpoint):
     assert same[0] == same[1]
 
 
+def test_categories_without_names_are_called_by_their_numbers(tmp_path):
+    some = write_boxes(tmp_path / "boxes.json", {"a.jpg": [[1, 1, 5, 5]]}, category_id=3)
+    assert BoxPrompts(some, []).categories == [{"id": 3, "name": "3"}]
+    one = write_boxes(tmp_path / "boxes.json", {"a.jpg": [[1, 1, 5, 5]]})
+    assert BoxPrompts(one, []).categories == [{"id": 1, "name": "object"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"annotations": [{"id": 4, "image_id": 9, "bbox": [1, 1, 5, 5]}]}, "annotation 4 is of picture 9, which its"),
+        ({"annotations": [], "categories": [{"id": 1}]}, "KeyError: 'name'"),
+    ],
+)
+def test_what_the_json_lacks_is_named(content, found, tmp_path):
+    (tmp_path / "boxes.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], **content}))
+    with pytest.raises(ValueError, match=rf"boxes\.json is no COCO JSON with boxes: found .*{found}"):
+        BoxPrompts(tmp_path / "boxes.json", [])
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [

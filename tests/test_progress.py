@@ -1,5 +1,6 @@
 """What stops a run, what is its best state, and what one looks at while it goes."""
 
+import json
 import math
 
 import numpy as np
@@ -116,6 +117,19 @@ def test_overlays_show_truth_and_answers_side_by_side(model, tmp_path):
     # The second column is the first without its boxes.
     first, second = drawn[:60, :80].astype(int), drawn[:60, 84:164].astype(int)
     assert 0 < (abs(first - second).max(-1) > 30).mean() < 0.5
+
+
+def test_pictures_whose_masks_do_not_fit_are_not_drawn(tmp_path):
+    files = scene_files(2)
+    content = json.loads(files["sa_0.json"])
+    for record in content["annotations"]:
+        record["segmentation"] = {"size": [80, 60], "counts": [100, 300, 4400]}
+    turned, good = find_labelled_pictures(
+        str(make_folder(tmp_path, {**files, "sa_0.json": json.dumps(content).encode()}))
+    )
+    assert find_examples([turned]) == []
+    assert len(find_examples([turned, good])) == 1
+    assert (draw_answers([], []) == 255).all()
 
 
 def test_the_trained_model_is_found_behind_wrapper_average_and_shards(model):

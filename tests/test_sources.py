@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from synthetic import make_folder, make_scene, scene_files
 
 from efficientsam_hf.data import coco, sa1b
+from efficientsam_hf.data.blobs import find_blobs
 from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
 from efficientsam_hf.data.sources import find_labelled_pictures
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
@@ -142,6 +143,26 @@ def test_a_useless_json_is_said(content: dict | bytes, error: type, message: str
         find_labelled_pictures(make_coco(tmp_path, content))
 
 
+@pytest.mark.parametrize(
+    ("names", "files", "wanted"),
+    [
+        (["one/1.jpg", "two/1.jpg"], ["two/1.jpg"], [None, "two/1.jpg"]),
+        (["one/1.jpg", "two/1.jpg"], ["x/one/1.jpg", "x/two/1.jpg"], ["x/one/1.jpg", "x/two/1.jpg"]),
+        (["one/1.jpg", "two/1.jpg"], ["1.jpg"], [None, None]),
+        (["val/1.jpg"], ["1.jpg"], ["1.jpg"]),
+        (["val/1.jpg"], ["elsewhere/1.jpg"], ["elsewhere/1.jpg"]),
+        (["1.jpg"], ["a/1.jpg", "b/1.jpg"], [None]),
+        (["1.jpg", "a/1.jpg"], ["a/1.jpg"], [None, "a/1.jpg"]),
+        (["1.jpg"], ["deep/er/1.jpg"], ["deep/er/1.jpg"]),
+    ],
+)
+def test_no_picture_is_taken_for_another(names, files, wanted, tmp_path: Path):
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    known = coco.PictureFiles(write(tmp_path, dict.fromkeys(files, b"")), images)
+    found = [known.find(image) for image in images]
+    assert [blob and str(blob.path.relative_to(tmp_path)) for blob in found] == wanted
+
+
 def test_boxes_alone_may_stand_among_shapes(tmp_path: Path):
     content, boxed = instances(), instances()
     boxed["annotations"].append({"image_id": 0, "bbox": [1, 2, 3, 4]})
@@ -186,7 +207,9 @@ def label_map(masks: np.ndarray, *values: int, kind: type = np.uint8) -> np.ndar
     return np.tensordot(np.array(values), masks, 1).astype(kind)
 
 
-@pytest.mark.parametrize("kind", ["objects", "bits", "grey", "palette", "sixteen bits", "colors", "void"])
+@pytest.mark.parametrize(
+    "kind", ["objects", "bits", "grey", "palette", "sixteen bits", "colors", "void", "no void of 16 bits", "pure blue"]
+)
 def test_mask_pngs_give_their_masks(kind: str, tmp_path: Path):
     picture, masks = scene()
     colors = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [255, 0, 1]], dtype=np.uint8)
@@ -198,6 +221,12 @@ def test_mask_pngs_give_their_masks(kind: str, tmp_path: Path):
         "sixteen bits": {"masks/a.png": png(label_map(masks, 1, 300, 60000, kind=np.uint16))},
         "colors": {"masks/a.png": png(colors[label_map(masks, 1, 2, 3)])},
         "void": {"masks/a.png": png(label_map(masks, 1, 2, 255), palette=True)},
+        "no void of 16 bits": {"masks/a.png": png(label_map(masks, 1, 255, 256, kind=np.uint16))},
+        "pure blue": {
+            "masks/a.png": png(
+                np.array([[0] * 3, [255, 0, 0], [0, 0, 255], [9] * 3], np.uint8)[label_map(masks, 1, 2, 3)]
+            )
+        },
     }[kind]
     (found,) = find_labelled_pictures(str(write(tmp_path, {"images/a.jpg": picture, **files})))
     assert found.name == "a"
@@ -211,6 +240,41 @@ def test_a_single_white_mask_is_an_object(tmp_path: Path):
     (found,) = find_labelled_pictures(str(write(tmp_path, files)))
     assert found.name == str(Path("x/a"))
     assert_same(masks_of(found), masks[:1])
+
+
+def test_an_object_s_palette_is_looked_up(tmp_path: Path):
+    picture, masks = scene()
+    drawn = Image.fromarray(np.uint8(~masks[0]))  # 0 on the object,
+    drawn.putpalette([255, 255, 255, 0, 0, 0])  # which is white
+    drawn.save(tmp_path / "mask.png")
+    write(tmp_path, {"images/a.jpg": picture, "masks/a/1.png": (tmp_path / "mask.png").read_bytes()})
+    (found,) = find_labelled_pictures(str(tmp_path))
+    assert_same(masks_of(found), masks[:1])
+
+
+def test_folders_behind_links_are_entered_once(tmp_path: Path):
+    picture, masks = scene()
+    elsewhere = write(tmp_path / "elsewhere", {"a.jpg": picture})
+    folder = write(tmp_path / "set", {"masks/a/1.png": png(masks[0])})
+    (folder / "images").symlink_to(elsewhere)
+    (folder / "again").symlink_to(folder)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "masks" / "twice").symlink_to(folder / "masks" / "a")
+    assert sorted(find_blobs(folder, "pictures")) == ["images/a.jpg", "masks/a/1.png"]
+    assert [found.name for found in find_labelled_pictures(str(folder))] == ["a"]
+
+
+def test_a_second_picture_of_one_name_is_counted(tmp_path: Path, caplog):
+    picture, masks = scene()
+    files = {
+        "images/a.jpg": picture,
+        "images/a.png": png(np.zeros((60, 80, 3), np.uint8)),
+        "masks/a/1.png": png(masks[0]),
+    }
+    with caplog.at_level(logging.WARNING):
+        (found,) = find_labelled_pictures(str(write(tmp_path, files)))
+    assert found.image.path.name == "a.jpg"
+    assert "left out: 1 pictures that another one shares its name with" in caplog.messages[0]
 
 
 def test_pictures_and_masks_that_stand_alone_are_counted(tmp_path: Path, caplog):

@@ -85,6 +85,14 @@ def test_patterns_and_addresses_are_streamed():
     assert streamed == [True, True, False, False]
 
 
+def test_brackets_in_a_name_are_no_pattern(tmp_path: Path):
+    (tmp_path / "all[1]").mkdir()
+    (shard,) = make_shards(tmp_path / "all[1]", [1])
+    assert not is_streamed(shard)
+    assert find_shards([shard]) == [shard]
+    assert is_streamed(shard.replace("all", "none"))
+
+
 def test_a_web_server_s_shard_is_that_of_the_disk(tmp_path: Path):
     shard = make_tar(tmp_path / "sa_0.tar", scene_files(3))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
@@ -277,7 +285,7 @@ def test_lanes_that_cannot_be_shared_out_are_refused(tmp_path: Path):
         ShardStream(shards, read_name, StreamPosition(4), 2, ranks=3)
     with pytest.raises(ValueError, match="found 4 lanes for 1 x 3"):
         taken(ShardStream(shards, read_name, StreamPosition(4), 2), StreamPosition(4), 1, workers=3)
-    with pytest.raises(ValueError, match="a stream of 4 lanes, found 2 now"):
+    with pytest.raises(ValueError, match="a stream of 4 lanes, found 2 now: give --lanes 4, and"):
         StreamPosition(2).load_state_dict(StreamPosition(4).state_dict())
     with pytest.raises(ValueError, match="at least one shard, found none"):
         ShardStream([], read_name, StreamPosition(4), 2)

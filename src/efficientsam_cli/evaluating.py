@@ -163,9 +163,11 @@ def interactive(
     """Every model, with its zoom, by every protocol; the sheet is the first model's, by the first protocol."""
     from efficientsam_hf.evaluation.campaign import Campaign, find_protocol, score_interactive, worst_cases
     from efficientsam_hf.evaluation.journal import Share
+    from efficientsam_hf.written_files import check_outputs
 
     protocols = [find_protocol(name, prompts) for name, prompts in asked]
     sheet, drawn = sheet or output.with_name(f"{output.stem}_worst.png"), None
+    check_outputs(images, sheet)
     with Share.of_environment().together() as share:
         campaign = Campaign(images, annotations, output, limit, strict, False, share, progress_of(share.rank))
         for predictor, known in load_all(models[0], device, models[1]):

@@ -78,16 +78,29 @@ def upright_pixels(picture: PIL.Image.Image, to_rgb: bool) -> np.ndarray:
         raise ValueError(f"found {found} pixels, wanted at most {limit} (PIL.Image.MAX_IMAGE_PIXELS)")
     if picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:  # Pillow copies pictures that need no turn
         picture = PIL.ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # Pillow would clip 16 bits at 255 instead of scaling them
-        pixels = np.array(picture)
-        if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 65535):
-            raise ValueError(f"16-bit grey wants 0 to 65535, found {pixels.min()} to {pixels.max()}")
-        return pixels.astype(np.uint16)
+    if picture.mode.startswith("I"):
+        return sixteen_bits(picture)
     if picture.mode == "F" or not to_rgb:
         return np.array(picture)
     if "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def sixteen_bits(picture: PIL.Image.Image) -> np.ndarray:
+    """The pixels (H, W) of 16-bit grey, which Pillow would clip at 255 instead of scaling them."""
+    pixels = np.array(picture)
+    if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 65535):
+        raise ValueError(f"16-bit grey wants 0 to 65535, found {pixels.min()} to {pixels.max()}")
+    return pixels.astype(np.uint16)
+
+
+def as_stored(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture, decoded, in RGB with 8 bits: the colours that `read_picture` gives, but turned as its file has it."""
+    picture.load()
+    if picture.mode.startswith("I"):
+        picture = PIL.Image.fromarray(eight_bits_or_floats(torch.from_numpy(sixteen_bits(picture))).numpy())
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def arrange_channels(pixels: Tensor, layout: str | None, is_array: bool, to_rgb: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+LONGEST_NAME = 255  # bytes, in most file systems
 
 
 @contextmanager
@@ -24,7 +27,7 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
         raise ValueError(f"wanted different files to write, found {', '.join(map(str, paths))}")
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
-    beside = [place.with_name(f".{place.stem}.part{place.suffix}") for place in places]
+    beside = [hidden_beside(place) for place in places]
     try:
         yield beside
         for partial, place in zip(beside, places, strict=True):
@@ -32,6 +35,14 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
     finally:
         for partial in beside:
             partial.unlink(missing_ok=True)
+
+
+def hidden_beside(place: Path) -> Path:
+    """A hidden name beside a file's, of the same suffix; a digest where its own would become too long."""
+    name = f".{place.stem}.part{place.suffix}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}.part{place.suffix}"
+    return place.with_name(name)
 
 
 def check_place(path: Path) -> Path:

@@ -1,7 +1,9 @@
 """Files of a folder, or members of a tar: where their bytes lie, to be read when asked for."""
 
 import logging
+import os
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,22 @@ class WholeHeader(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
+def files_in(folder: Path) -> Iterator[Path]:
+    """All files of a folder to its depth, then those behind links to other folders; no folder is entered twice."""
+    entered: set[str] = set()
+    waiting = [str(folder)]
+    while waiting:
+        for place, folders, names in os.walk(waiting.pop(0)):
+            real = os.path.realpath(place)
+            folders.sort()
+            if real in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            waiting += (path for name in folders if os.path.islink(path := os.path.join(place, name)))
+            yield from (path for path in (Path(place, name) for name in names) if path.is_file())
+
+
 def find_blobs(source: str | Path, wanted: str) -> dict[str, Blob]:
     """Every file of a folder or a tar by its path therein; `wanted` says in errors what was hoped for.
 
@@ -52,7 +70,7 @@ def find_blobs(source: str | Path, wanted: str) -> dict[str, Blob]:
     """
     source = Path(source)
     if source.is_dir():
-        return {str(path.relative_to(source)): Blob(path) for path in source.rglob("*") if path.is_file()}
+        return {str(path.relative_to(source)): Blob(path) for path in files_in(source)}
     if not source.is_file():
         raise FileNotFoundError(f"nothing at {source}: wanted a folder or a tar of {wanted}")
     found: dict[str, Blob] = {}

@@ -74,10 +74,11 @@ def find_coco_pictures(annotations: str | Path, pictures: str | Path) -> list[La
         FileNotFoundError: if the JSON or the folder is not there, or no picture is left.
         ValueError: if the JSON is none, or not COCO's.
     """
-    content, files = read_dataset(annotations), PictureFiles(pictures)
+    content = read_dataset(annotations)
+    files = PictureFiles(pictures, content["images"])
     records = single_objects(content["annotations"])
     found, left_out, missing = [], Counter[str](), []
-    for image in sorted(content["images"], key=lambda image: image["id"]):
+    for image in content["images"]:
         name, blob = file_names(image)[0], files.find(image)
         if image["id"] not in records:
             left_out["without masks"] += 1
@@ -100,7 +101,7 @@ def find_coco_pictures(annotations: str | Path, pictures: str | Path) -> list[La
 
 
 def read_dataset(path: str | Path) -> dict[str, Any]:
-    """COCO's or LVIS's JSON, once it is sure that it is one.
+    """COCO's or LVIS's JSON, once it is sure that it is one; its pictures in the order of their ids, numbers first.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -113,6 +114,7 @@ def read_dataset(path: str | Path) -> dict[str, Any]:
         for image in content["images"]:
             if "id" not in image or not (file_names(image) and image["width"] and image["height"]):
                 raise KeyError("id, file_name, width or height")
+        content["images"].sort(key=lambda image: (isinstance(image["id"], str), image["id"]))
         annotations = content["annotations"]
         if not all("image_id" in annotation for annotation in annotations):
             raise KeyError("image_id")
@@ -147,15 +149,37 @@ def file_names(image: dict[str, Any]) -> list[str]:
 class PictureFiles:
     """The pictures of a folder or an uncompressed tar, searched to its depth, by the names that a JSON has for them.
 
+    Args:
+        pictures: The folder or tar.
+        images: All entries of the JSON.
+
     Raises:
         FileNotFoundError: if there is nothing.
     """
 
-    def __init__(self, pictures: str | Path):
+    def __init__(self, pictures: str | Path, images: Sequence[dict[str, Any]]):
         self.blobs = find_blobs(pictures, "pictures")
-        self.by_name = {Path(path).name: blob for path, blob in self.blobs.items()}
+        named = {path for image in images for path in file_names(image)}
+        self.unnamed: dict[str, list[str]] = {}
+        for path in self.blobs.keys() - named:
+            self.unnamed.setdefault(Path(path).name, []).append(path)
+        self.claims = Counter(name for image in images for name in {Path(path).name for path in file_names(image)})
 
     def find(self, image: dict[str, Any]) -> Blob | None:
-        """The picture of a JSON's entry: at one of its paths, or failing that, of that name in whatever folder."""
-        found = (self.blobs.get(path) or self.by_name.get(Path(path).name) for path in file_names(image))
-        return next(filter(None, found), None)
+        """The picture of an entry: at one of its paths, or in other folders; None if that is no single one.
+
+        Video frames of one name in many folders are not taken for each other.
+        """
+        paths = file_names(image)
+        for path in paths:
+            if path in self.blobs:
+                return self.blobs[path]
+        for path in paths:
+            name = Path(path).name
+            alike = self.unnamed.get(name, [])
+            found = [other for other in alike if other.endswith(f"/{path}")] or (
+                alike if self.claims[name] == 1 else []
+            )
+            if len(found) == 1:
+                return self.blobs[found[0]]
+        return None

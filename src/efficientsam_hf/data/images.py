@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from ..pictures_efficientsam import as_stored
 from .blobs import Blob, find_blobs
 from .crops import Crop, SampleMaker
 from .packed_items import PackedItems
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Pillow writes these, or knows them by name, but reads no pixels of them.
+MOST_CORRUPT = 100  # pictures in a row
 UNREAD = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
 logger = logging.getLogger(__name__)
 
@@ -55,9 +57,32 @@ def decode_picture(name: str, content: bytes) -> Image.Image:
         CorruptPictureError: if they are none.
     """
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
+        return as_stored(Image.open(io.BytesIO(content)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CorruptPictureError(f"{name} is no readable picture: {error}") from error
+
+
+def cell_bytes(cell: dict[str, Any]) -> bytes:
+    """The file in a cell of an undecoded column of pictures: its `bytes`, or what lies at its `path`; else nothing.
+
+    Raises:
+        CorruptPictureError: if nothing can be read at the path, which may be an address, or within an archive.
+    """
+    content, path = cell.get("bytes"), cell.get("path")
+    if content is not None or not path:
+        return content or b""
+    import fsspec  # comes with `datasets`
+
+    try:
+        with fsspec.open(path) as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise CorruptPictureError(f"{path} cannot be read: {error}") from error
+
+
+def too_many_corrupt(names: Sequence[str]) -> ValueError:
+    """What is wrong where no picture is found that can be read."""
+    return ValueError(f"wanted a readable picture, found {len(names)} corrupt ones in a row, such as {names[0]}")
 
 
 def find_pictures(sources: Sequence[str | Path]) -> Sequence[Picture]:
@@ -155,16 +180,14 @@ class UnlabelledImages(Dataset):
         epoch, place = divmod(self.first + index, len(self.pictures))
         order = epoch_order(self.maker.seed, epoch, len(self.pictures))
         corrupt: list[str] = []
-        for step in range(min(100, len(self.pictures))):
+        for step in range(min(MOST_CORRUPT, len(self.pictures))):
             number = int(order[(place + step) % len(self.pictures)])
             try:
                 return {**self.make(number, epoch), "corrupt": "\n".join(corrupt)}
             except CorruptPictureError as error:
                 logger.warning("skipped: %s", error)
                 corrupt.append(self.pictures[number].name)
-        raise ValueError(
-            f"wanted a readable picture, found {len(corrupt)} corrupt ones in a row, such as {corrupt[0]}"
-        )
+        raise too_many_corrupt(corrupt)
 
     def make(self, number: int, epoch: int) -> dict[str, Any]:
         """A sample of picture `number`. Raises CorruptPictureError."""
@@ -228,12 +251,14 @@ class StreamedImages(IterableDataset):
         corrupt: list[str] = []
         for number, epoch, record in self.records(lane, workers):
             record = record or {}  # a data set may have rows without a picture
-            name, content = record.get("path") or f"picture {number}", record.get("bytes") or b""
+            name = record.get("path") or f"picture {number}"
             try:
-                image = decode_picture(name, content)
+                image = decode_picture(name, cell_bytes(record))
             except CorruptPictureError as error:
                 logger.warning("skipped: %s", error)
                 corrupt.append(name)
+                if len(corrupt) == MOST_CORRUPT:
+                    raise too_many_corrupt(corrupt) from error
                 continue
             if taken:
                 taken -= 1

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..masks_efficientsam import decode_rle
 from .coco import PictureFiles, file_names, read_dataset, run_lengths, single_objects
-from .images import decode_picture
+from .images import CorruptPictureError, decode_picture
 from .packed_items import PackedItems
 from .scale_jitter import ScaleJitter
 
@@ -48,7 +48,7 @@ class CocoInstances(Sequence):
 
     def __init__(self, annotations: str | Path, pictures: str | Path, with_masks: bool = True):
         content = read_dataset(annotations)
-        records, categories = single_objects(content["annotations"]), content.get("categories", [])
+        records, categories = single_objects(content["annotations"]), content.get("categories") or []
         self.category_ids = [category["id"] for category in categories]
         self.names = [str(category["name"]) for category in categories]
         if not categories:
@@ -61,7 +61,7 @@ class CocoInstances(Sequence):
                     f"{annotations} has an instance of category {wrong}: wanted one of its {len(numbers)}"
                 )
         self.numbers = numbers
-        files, found = PictureFiles(pictures), []
+        files, found = PictureFiles(pictures, content["images"]), []
         for image in content["images"]:
             if with_masks and image["id"] not in records:
                 continue
@@ -87,7 +87,7 @@ class CocoInstances(Sequence):
         masks = np.stack([mask for mask, _ in pairs]) if pairs else np.zeros((0, *size), dtype=bool)
         picture = decode_picture(file_names(image)[0], blob.read())
         if (picture.height, picture.width) != size:
-            raise ValueError(
+            raise CorruptPictureError(
                 f"{file_names(image)[0]} is {picture.height} x {picture.width}, the JSON has {size[0]} x {size[1]}"
             )
         return InstancePicture(image["id"], picture, masks, np.array([number for _, number in pairs], dtype=np.int64))

@@ -38,32 +38,38 @@ class MaskedPicture(LabelledPicture):
         """
         records = []
         for name, blob in self.masks:
-            labels = read_labels(name, blob)
+            labels = read_labels(name, blob, colors=self.one_object_each)
             for value in [None] if self.one_object_each else label_values(name, labels):
-                mask = labels > 0 if value is None else labels == value
+                mask = labels != 0 if value is None else labels == value
                 if mask.any():
                     records.append({"area": int(mask.sum()), "segmentation": encode_rle(mask)})
         return records
 
 
-def read_labels(name: str, blob: Blob) -> np.ndarray:
-    """A mask PNG -> (H, W) int64; a palette's numbers, 8 or 16 bits of grey, or colours as 0xRRGGBB; alpha dropped."""
+def read_labels(name: str, blob: Blob, colors: bool = False) -> np.ndarray:
+    """A mask PNG -> (H, W): 8 or 16 bits of grey, or colours as int64 0xRRGGBB; alpha dropped.
+
+    Of a palette the numbers, as label maps are meant, or with `colors` what it shows.
+    """
     try:
         with Image.open(io.BytesIO(blob.read())) as image:
-            grey = image.mode in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+            grey = image.mode in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L") and not (colors and image.mode == "P")
             pixels = np.asarray(image if grey else image.convert("L" if image.mode == "LA" else "RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} in {blob.path} is no readable mask: {error}") from error
-    pixels = pixels.astype(np.int64)
-    return pixels if pixels.ndim == 2 else pixels @ np.array([1 << 16, 1 << 8, 1])
+    if pixels.ndim == 3:
+        return pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
 
 
 def label_values(name: str, labels: np.ndarray) -> list[int]:
-    """The numbers of a label map's objects: all but 0, and but 255 where it is not the only one."""
+    """The numbers of a label map's objects: all but 0, and of 8 bits all but 255, unless that is the only one."""
     values = [value for value in np.unique(labels).tolist() if value]
     if len(values) > MOST_OBJECTS:
         raise ValueError(f"{name} has {len(values)} values, wanted a label map of at most {MOST_OBJECTS} objects")
-    return values if values == [VOID] else [value for value in values if value != VOID]
+    if labels.dtype != np.uint8 or values == [VOID]:
+        return values
+    return [value for value in values if value != VOID]
 
 
 def find_masked_pictures(folder: str | Path) -> list[LabelledPicture]:
@@ -76,7 +82,8 @@ def find_masked_pictures(folder: str | Path) -> list[LabelledPicture]:
         ValueError: if a picture has a label map and single masks.
     """
     blobs = find_blobs(folder, "images/ and masks/")
-    images = {within(name): blob for name, blob in blobs.items() if is_in(name, "images", PICTURES)}
+    shown = sorted(name for name in blobs if is_in(name, "images", PICTURES))
+    images = {within(name): blobs[name] for name in reversed(shown)}
     masks: dict[str, list[tuple[str, Blob]]] = {}
     for name, blob in sorted(blobs.items()):
         if is_in(name, "masks", (".png",)):
@@ -85,6 +92,7 @@ def find_masked_pictures(folder: str | Path) -> list[LabelledPicture]:
             masks.setdefault(path if path in images else str(PurePath(path).parent), []).append((name, blob))
     names = sorted(images.keys() & masks.keys())
     left_out = Counter({"pictures without masks": len(images) - len(names), "masks without a picture": 0})
+    left_out["pictures that another one shares its name with"] = len(shown) - len(images)
     left_out["masks without a picture"] = sum(len(found) for name, found in masks.items() if name not in images)
     told = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
     if not names:

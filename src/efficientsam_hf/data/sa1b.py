@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from ..image_processing_efficientsam import EfficientSamImageProcessor
 from ..masks_efficientsam import decode_rle, masks_to_boxes
+from ..pictures_efficientsam import as_stored
 from .augmentation import Augmentation, paste_objects, paste_shapes
 from .blobs import Blob, find_blobs
 
@@ -71,8 +72,7 @@ class LabelledPicture:
         try:
             if smallest is not None:
                 image.draft("RGB", smallest)
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return as_stored(image)
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {error}") from error
 

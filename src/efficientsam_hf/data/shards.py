@@ -33,7 +33,7 @@ class Member(Blob):
 
 def is_streamed(source: str) -> bool:
     """Whether a source is a pattern or an address, whose shards are read as a stream; the others are numbered."""
-    return "://" in source or glob.has_magic(source)
+    return "://" in source or (glob.has_magic(source) and not Path(source).exists())
 
 
 def find_shards(sources: Sequence[str]) -> list[str]:
@@ -59,7 +59,9 @@ def find_shards(sources: Sequence[str]) -> list[str]:
 def named_by(source: str) -> list[str]:
     """The shards of one source."""
     if "://" not in source:
-        return [path for path in glob.glob(source, recursive=True) if Path(path).is_file()]
+        # A name may have brackets of its own.
+        named = [source] if Path(source).exists() else glob.glob(source, recursive=True)
+        return [path for path in named if Path(path).is_file()]
     if source.startswith(("http://", "https://")):
         return [source]
     from fsspec.core import url_to_fs

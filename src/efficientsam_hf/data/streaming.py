@@ -64,7 +64,11 @@ class StreamPosition(SkippedPictures):
             ValueError: if it is that of another number of lanes.
         """
         if len(state["places"]) != self.lanes:
-            raise ValueError(f"the state is that of a stream of {len(state['places'])} lanes, found {self.lanes} now")
+            count = len(state["places"])
+            raise ValueError(
+                f"the state is that of a stream of {count} lanes, found {self.lanes} now: give --lanes {count}, "
+                "and processes times workers that divide it"
+            )
         super().load_state_dict(state)
         self.places = {int(lane): (place[0], place[1], place[2]) for lane, place in state["places"].items()}
 

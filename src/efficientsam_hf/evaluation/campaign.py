@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..data.coco import read_dataset
 from ..masks_efficientsam import decode_rle
+from ..written_files import written_together
 from .coco_ap import average_precision, true_dataset
 from .contact_sheet import Case, draw_sheet
 from .detections import read_detections, segment_detections
@@ -63,7 +64,7 @@ class Campaign:
         self.pictures = pictures[: self.limit]
         beyond = pictures[self.limit :] if self.limit else []
         self.beyond = {picture.entry["id"] for picture in beyond if isinstance(picture, TruePicture)}
-        self.categories = read_dataset(self.annotations).get("categories", []) if self.annotations else []
+        self.categories = read_dataset(self.annotations).get("categories") or [] if self.annotations else []
         self.truth_hash = dataset_hash(self.pictures)
         self.journals: list[Journal] = []
         self.results: list[dict[str, Any]] = []
@@ -98,7 +99,8 @@ class Campaign:
         if self.share.rank == 0:
             write_results(self.output, {"results": self.results, "versions": versions()}, self.rows)
             if sheet is not None and sheet_path is not None:
-                sheet.save(sheet_path)
+                with written_together([sheet_path]) as (beside,):
+                    sheet.save(beside)
         self.share.wait()
         if self.share.rank == 0:
             for journal in self.journals:

@@ -41,7 +41,7 @@ def true_dataset(
                 "id": len(annotations) + 1,
                 "image_id": number,
                 "category_id": record["category_id"] if categories else 1,
-                "bbox": record.get("bbox", [0, 0, 0, 0]),
+                "bbox": record.get("bbox") or [0, 0, 0, 0],
                 "area": record["area"],
                 "iscrowd": record["iscrowd"],
                 "segmentation": as_strings(rle),

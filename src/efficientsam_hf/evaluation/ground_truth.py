@@ -74,9 +74,10 @@ def find_true_pictures(
     skips = skips or Skips()
     if annotations is None:
         return find_labelled_pictures(str(images))
-    dataset, files = read_dataset(annotations), PictureFiles(images)
+    dataset = read_dataset(annotations)
+    files = PictureFiles(images, dataset["images"])
     of_image: dict[Any, list[dict]] = {image["id"]: [] for image in dataset["images"]}
-    categories = {category["id"] for category in dataset.get("categories", [])}
+    categories = {category["id"] for category in dataset.get("categories") or []}
     for record in dataset["annotations"]:
         if record["image_id"] not in of_image:
             skips.add("an annotation of a picture that the JSON does not have", f"annotation {record.get('id')}")
@@ -85,7 +86,7 @@ def find_true_pictures(
         else:
             of_image[record["image_id"]].append(record)
     found = []
-    for image in sorted(dataset["images"], key=lambda image: image["id"]):
+    for image in dataset["images"]:
         name, blob = file_names(image)[0], files.find(image)
         if not of_image[image["id"]] and not unlabelled:
             continue
@@ -141,7 +142,7 @@ def sound_annotations(
     Records have at least `id`, `iscrowd`, and `area` (what they say, or else the mask's pixels).
     """
     for number, record in enumerate(picture.read_annotations()):
-        record = {"id": number, "iscrowd": 0, **record}
+        record = {"id": number, **record, "iscrowd": int(bool(record.get("iscrowd")))}
         name = f"{picture.name}, annotation {record['id']}"
         rle = read_run_lengths(record.get("segmentation"), size, name, skips)
         pixels = rle_area(rle) if rle else 0
@@ -209,7 +210,7 @@ def dataset_hash(pictures: Iterable[LabelledPicture]) -> str:
     """SHA-256 over the names and annotations of these pictures: what was asked, whatever file it came from."""
     digest = hashlib.sha256()
     for picture in pictures:
-        digest.update(picture.name.encode())
+        digest.update(picture.name.encode(errors="surrogateescape"))
         digest.update(json.dumps(picture.read_annotations(), sort_keys=True, default=as_text).encode())
     return digest.hexdigest()
 
@@ -219,7 +220,7 @@ def files_hash(pictures: Iterable[LabelledPicture]) -> str:
     digest = hashlib.sha256()
     for picture in pictures:
         blob = picture.image
-        digest.update(f"{os.path.abspath(blob.path)} {blob.offset} {blob.count()}\n".encode())
+        digest.update(f"{os.path.abspath(blob.path)} {blob.offset} {blob.count()}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -45,7 +45,8 @@ class BoxPrompts:
 
     Args:
         path: COCO's JSON: `images` with `id` and `file_name`; `annotations` with `image_id`, `bbox` (x, y, width,
-            height) and, if they have one, `category_id`; `categories`, which may be missing.
+            height) and, if they have one, `category_id`; `categories`, which may
+            be missing: then they are called by their numbers.
         shards: Of the pictures that are to be labelled.
 
     Raises:
@@ -61,12 +62,18 @@ class BoxPrompts:
             names = {image["id"]: str(image["file_name"]) for image in content["images"]}
             self.boxes: dict[str, list[dict[str, Any]]] = {name: [] for name in names.values()}
             for annotation in content["annotations"]:
+                if annotation["image_id"] not in names:
+                    found = f"annotation {annotation.get('id')} is of picture {annotation['image_id']!r}"
+                    raise ValueError(f"{found}, which its images do not have")
                 x, y, width, height = map(float, annotation["bbox"])
                 corners = [x, y, x + width, y + height]
                 record = {"box_id": annotation.get("id"), "category_id": annotation.get("category_id", 1)}
                 self.boxes[names[annotation["image_id"]]].append({**record, "corners": corners})
-            self.categories: list[dict[str, Any]] = content.get("categories") or [{"id": 1, "name": "object"}]
-            known = {category["id"] for category in self.categories}
+            # Where they have no names, their numbers are all there is.
+            numbers = sorted({box["category_id"] for found in self.boxes.values() for box in found} or {1}, key=str)
+            unnamed = [{"id": number, "name": "object" if numbers == [1] else str(number)} for number in numbers]
+            self.categories: list[dict[str, Any]] = content.get("categories") or unnamed
+            known = {category["id"]: category["name"] for category in self.categories}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no COCO JSON with boxes: found {type(error).__name__}: {error}") from error
         for box in (box for found in self.boxes.values() for box in found):

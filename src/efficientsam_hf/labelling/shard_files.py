@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -24,14 +25,18 @@ class Coco(WholeShards):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.part.write_text("")
+        self.file = self.part.open("w")
 
     def add(self, photo: LabelledPhoto) -> None:
         """Append a line."""
         width, height = photo.size
         image = {"file_name": photo.picture.name, "width": width, "height": height}
-        with self.part.open("a") as file:
-            file.write(json.dumps({"image": image, "annotations": photo.records}) + "\n")
+        self.file.write(json.dumps({"image": image, "annotations": photo.records}) + "\n")
+
+    def finish(self) -> None:
+        """End the file, then rename it."""
+        self.file.close()
+        super().finish()
 
     @classmethod
     def conclude(cls, folder: Path, shards: list[str], categories: list[dict[str, Any]]) -> list[Path]:
@@ -141,7 +146,9 @@ class Parquet(WholeShards):
     def add(self, photo: LabelledPhoto) -> None:
         """Keep a row, and write a hundred at a time."""
         width, height = photo.size
-        row = {"file_name": photo.picture.name, "width": width, "height": height, "annotations": photo.records}
+        # Its text is UTF-8, which a file's name need not be.
+        name = os.fsencode(photo.picture.name).decode(errors="backslashreplace")
+        row = {"file_name": name, "width": width, "height": height, "annotations": photo.records}
         self.rows.append(row)
         if len(self.rows) == 100:
             self.flush()

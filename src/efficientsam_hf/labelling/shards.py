@@ -193,7 +193,7 @@ def digest_of(shards: Sequence[Shard]) -> str:
     """A fingerprint of the shards' names, and of their pictures' where those are known without reading."""
     digest = hashlib.sha256()
     for shard in shards:
-        digest.update(f"{shard.name}\n".encode())
+        digest.update(f"{shard.name}\n".encode(errors="surrogateescape"))
         for picture in shard.pictures(lambda text: None) if shard.count is not None else ():
-            digest.update(f"{picture.name}\n".encode())
+            digest.update(f"{picture.name}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

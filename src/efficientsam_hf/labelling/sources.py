@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.blobs import find_blobs
-from ..data.images import Picture, picture_suffixes
+from ..data.images import CorruptPictureError, Picture, cell_bytes, picture_suffixes
 from ..data.shards import Member, WholeHeader, find_shards, is_streamed, open_shard
 
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -156,9 +156,11 @@ def shards_of_dataset(name: str, files: str | None, split: str, column: str) -> 
 
 def dataset_picture(cell: dict[str, Any], shard: int, row: int) -> Picture:
     """A cell of a data set's column, where bytes or a path may be missing."""
-    path = Path(cell.get("path") or "")
+    # Of zip://PATH::ARCHIVE the first part.
+    path = Path((cell.get("path") or "").partition("::")[0])
     name = f"{shard:05}/{row:06}" + (f"_{path.name}" if path.name else "")
-    content = cell.get("bytes")
-    if content is None and path.is_file():
-        content = path.read_bytes()
-    return Picture(name, Member(path, content=content or b""))
+    try:
+        content = cell_bytes(cell)
+    except CorruptPictureError:
+        content = b""
+    return Picture(name, Member(path, content=content))

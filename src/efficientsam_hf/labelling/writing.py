@@ -1,6 +1,9 @@
 """What every format of labels is: a shard that is written picture by picture, and is whole or not there."""
 
+import glob
+import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -106,16 +109,26 @@ class Format:
 
 
 class WholeShards(Format):
-    """Formats with one file a shard, which takes its name when it is complete."""
+    """Formats with one file a shard, which takes its name when it is complete.
+
+    Should two processes write the same shard, each has a file of its own, and the first one that is done counts.
+    """
 
     place = "."
     suffix = ""
 
     def __post_init__(self) -> None:
         self.path = self.folder / self.place / f"{self.shard}{self.suffix}"
-        self.part = self.path.with_name(f".{self.path.name}.part")
+        self.part = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def finish(self) -> None:
-        """Rename what was written beside."""
-        self.part.replace(self.path)
+        """Rename what was written beside, and take away what others wrote of this shard, killed ones among them."""
+        try:
+            self.part.replace(self.path)
+        except FileNotFoundError:
+            if not self.path.is_file():
+                raise
+        for other in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):
+            with suppress(OSError):
+                other.unlink()

@@ -42,8 +42,8 @@ class Checkpoints:
         step, path = found[-1]
         try:
             self.accelerator.load_state(str(path))
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be gone on from, wanted another output folder: {error}") from error
+        except (ValueError, RuntimeError) as error:  # torch's for weights of other names or shapes is the second
+            raise ValueError(f"{path} cannot be gone on from; another output folder starts anew: {error}") from error
         return step
 
     def clear_wrecks(self) -> None:

@@ -51,7 +51,7 @@ class CacheSettings:
 def pictures_digest(pictures: Sequence[Picture]) -> str:
     """A fingerprint of which pictures there are, of how many bytes, and in which order."""
     lines = (f"{'/'.join(Path(picture.name).parts[-2:])} {picture.blob.count()}" for picture in pictures)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def write_cache(
@@ -282,11 +282,10 @@ def cached_channels(folder: str | Path) -> int:
     """How many channels the features of a cache have.
 
     Raises:
-        FileNotFoundError: if there is no shard.
+        FileNotFoundError: if there is no shard with features.
     """
-    shards = sorted(Path(folder).glob("features_*.safetensors"))
-    if not shards:
-        raise FileNotFoundError(f"no feature cache in {folder}: `efficientsam cache-features` makes one")
-    with safe_open(shards[0], framework="pt") as shard:
-        name = next(iter(shard.keys()))
-        return shard.get_slice(name).get_shape()[0]
+    for path in sorted(Path(folder).glob("features_*.safetensors")):
+        with safe_open(path, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - it is no dictionary; of corrupt pictures alone it has none
+                return shard.get_slice(name).get_shape()[0]
+    raise FileNotFoundError(f"no feature cache in {folder}: `efficientsam cache-features` makes one")

@@ -12,7 +12,6 @@ from .optimization import freeze
 from .prompts import click_inside, click_on_error, noisy_boxes
 from .recipes import PromptRecipe
 
-BLAME = ("every_iou", "iou_error", "answered_share")  # what a recipe says of the loss
 ONE, THREE, ALL = slice(0, 1), slice(1, None), slice(0, None)
 
 
@@ -73,7 +72,7 @@ class InteractiveSegmentation(nn.Module):
             prompt = {name: value.unflatten(0, labels.shape[:2]) for name, value in prompt.items()}
             if answer is not None and (shows_answers or not shows):
                 prompt["input_masks"] = answer[:, :, 0]
-            round_losses, answer = self.take_round(embeddings, prompt, labels, self.answering(number))
+            round_losses, answer = self.take_round(embeddings, prompt, labels, number)
             losses.append(round_losses)
         means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
         return {**means, "loss": means["loss"] + self.nothing_of_what_was_not_shown()}
@@ -100,7 +99,7 @@ class InteractiveSegmentation(nn.Module):
         return patterns
 
     def take_round(
-        self, embeddings: Tensor, prompt: dict[str, Tensor], labels: Tensor, chosen: slice
+        self, embeddings: Tensor, prompt: dict[str, Tensor], labels: Tensor, number: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """A prompt's losses and the best of its answers (B, Q, 1, 4h, 4w), which is not learnt through.
 
@@ -108,17 +107,18 @@ class InteractiveSegmentation(nn.Module):
         be far more than the encoder's layers.
         """
         if self.training and self.model.mask_decoder.transformer.blocks[0].gradient_checkpointing:
-            return checkpoint(self.answer_round, embeddings, prompt, labels, chosen, use_reentrant=False)
-        return self.answer_round(embeddings, prompt, labels, chosen)
+            return checkpoint(self.answer_round, embeddings, prompt, labels, number, use_reentrant=False)
+        return self.answer_round(embeddings, prompt, labels, number)
 
     def answer_round(
-        self, embeddings: Tensor, prompt: dict[str, Tensor], labels: Tensor, chosen: slice
+        self, embeddings: Tensor, prompt: dict[str, Tensor], labels: Tensor, number: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """As `take_round`."""
+        chosen = self.answering(number)
         masks, scores = self.ask(embeddings, prompt, chosen)
         several = ALL if chosen != ALL else THREE
         best = best_mask(masks[:, :, several].detach(), scores[:, :, several].detach())[0]
-        return self.blame(masks, scores, labels, chosen), best
+        return self.blame(masks, scores, labels, number), best
 
     def ask(self, embeddings: Tensor, prompt: dict[str, Any], chosen: slice) -> tuple[Tensor, Tensor]:
         """Embeddings (B, C, h, w) and a prompt for each object -> logits (B, Q, M, 4h, 4w), scores (B, Q, M)."""
@@ -141,10 +141,11 @@ class InteractiveSegmentation(nn.Module):
             return ONE if number else THREE
         return ALL
 
-    def blame(self, masks: Tensor, scores: Tensor, labels: Tensor, chosen: slice) -> dict[str, Tensor]:
+    def blame(self, masks: Tensor, scores: Tensor, labels: Tensor, number: int) -> dict[str, Tensor]:
         """The losses of an answer; token 0 beside the three counts as much as the nearest of them."""
-        together = [ONE, THREE] if chosen == ALL else [ALL]
-        options: dict[str, Any] = {name: getattr(self.recipe, name) for name in BLAME}
+        together = [ONE, THREE] if self.answering(number) == ALL else [ALL]
+        options: dict[str, Any] = {"every_iou": self.recipe.every_iou, "iou_error": self.recipe.iou_error}
+        options["answered_share"] = self.recipe.answered_share if number else 0.0
         losses = [segmentation_loss(masks[:, :, part], scores[:, :, part], labels, **options) for part in together]
         return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
 

@@ -1,8 +1,9 @@
 """What one looks at while a model learns: true masks beside the answers to their boxes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,22 +34,35 @@ class Example:
 
 
 def find_examples(pictures: Sequence[LabelledPicture], count: int = 4, objects: int = 4) -> list[Example]:
-    """The first pictures that have masks, each with the largest ones that leave some of it over."""
+    """The first pictures that have masks, each with the largest ones that leave some of it over.
+
+    What cannot be read, or has another size than its picture, is left out, as it is where it is measured.
+    """
     examples: list[Example] = []
     for picture in pictures:
         if len(examples) == count:
             break
         try:
-            pixels, records = np.asarray(picture.read_image()), picture.read_annotations()
+            pixels = np.asarray(picture.read_image())
+            masks = list(sound_masks(picture.read_annotations(), pixels.shape[:2]))
         except ValueError as error:
             logger.warning("not drawn: %s", error)
             continue
-        fitting = [record for record in records if 0 < record["area"] <= 0.9 * pixels[..., 0].size]
-        fitting = sorted(fitting, key=lambda record: -record["area"])[:objects]
+        fitting = sorted((mask for mask in masks if mask.mean() <= 0.9), key=lambda mask: -int(mask.sum()))[:objects]
         if fitting:
-            masks = np.stack([decode_rle(record["segmentation"]).numpy() for record in fitting])
-            examples.append(Example(pixels, masks))
+            examples.append(Example(pixels, np.stack(fitting)))
     return examples
+
+
+def sound_masks(records: Sequence[dict[str, Any]], size: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """The masks (H, W) of annotations that can be read, are not empty and have their picture's size."""
+    for record in records:
+        try:
+            mask = decode_rle(record["segmentation"]).numpy()
+        except (ValueError, KeyError, TypeError):
+            continue
+        if mask.shape == size and mask.any():
+            yield mask
 
 
 def answer_boxes(model: EfficientSamModel, processor: EfficientSamProcessor, example: Example) -> np.ndarray:
@@ -64,7 +78,7 @@ def answer_boxes(model: EfficientSamModel, processor: EfficientSamProcessor, exa
 def draw_answers(
     examples: Sequence[Example], answers: Sequence[Sequence[np.ndarray]], height: int = 240
 ) -> np.ndarray:
-    """A row for each example: its true masks with their boxes, then each answer -> (h, w, 3), uint8.
+    """A row for each example: its true masks with their boxes, then each answer -> (h, w, 3), uint8; white of none.
 
     Args:
         examples: What was asked.
@@ -80,6 +94,8 @@ def draw_answers(
         rows.append(
             np.concatenate([np.pad(part, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for part in small], 1)
         )
+    if not rows:
+        return np.full((GAP, GAP, 3), 255, np.uint8)
     width = max(row.shape[1] for row in rows)
     return np.concatenate(
         [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]

@@ -25,8 +25,8 @@ class PromptRecipe:
         most_box_noise: Largest move of a box's coordinate as a share of the picture's side (20 of 1024 pixels in SAM).
         every_iou: Train the predicted IoU of all masks of a prompt, not of the nearest alone.
         iou_error: What the predicted IoU is blamed for: its error's square, or its size.
-        answered_share: How much of the blame goes to the mask that a user is given, the one with the highest predicted
-            IoU, rather than to the nearest one.
+        answered_share: From the second prompt on, how much of the blame goes to the mask that a user is given, the
+            one with the highest predicted IoU, rather than to the nearest. A first click may mean several things.
         single_mask_alone: From the second prompt on mask token 0 answers alone, as in SAM; otherwise it answers
             every prompt beside the three. Nothing without `single_mask_token`.
     """
