@@ -221,5 +221,7 @@ def test_a_state_of_another_model_is_named(tmp_path: Path):
     Run(tmp_path / "run").checkpoints.save(1)
     accelerator, other = Accelerator(cpu=True), torch.nn.Linear(9, 9)
     accelerator.prepare(other, torch.optim.AdamW(other.parameters(), lr=0.1))
-    with pytest.raises(ValueError, match=r"step_1 cannot be gone on from; another output folder starts anew: (?s:.*)Missing key"):
+    with pytest.raises(
+        ValueError, match=r"step_1 cannot be gone on from; another output folder starts anew: (?s:.*)Missing key"
+    ):
         Checkpoints(accelerator, tmp_path / "run", 2).resume()

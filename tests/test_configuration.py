@@ -72,3 +72,24 @@ def test_attention_implementation_reaches_every_part():
 def test_stem_that_cannot_be_is_refused(rows, words):
     with pytest.raises(ValueError, match=words):
         EfficientSamVisionConfig(stem_stages=rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"mask_decoder_config": {"num_attention_heads": 7}},
+            "num_attention_heads must divide hidden_size 256, got 7",
+        ),
+        (
+            {"mask_decoder_config": {"num_attention_heads": 64, "attention_downsample_rate": 8}},
+            "num_attention_heads must divide hidden_size 32, got 64",
+        ),
+        ({"mask_decoder_config": {"num_hidden_layers": 0}}, "num_hidden_layers must be at least 1, got 0"),
+        ({"vision_config": {"image_size": 1000}}, "image_size must be a multiple of patch_size 16, got 1000"),
+        ({"zoom": 0.5}, "zoom must be 0 or a number from 1 on, got 0.5"),
+    ],
+)
+def test_what_no_model_can_be_made_of_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        EfficientSamConfig(**changes)

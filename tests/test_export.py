@@ -1,5 +1,6 @@
 """Exported folders answer as the model does, whatever the number of pictures, prompts and slots."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ from efficientsam_hf.export.checking import agreement, difference, verdict
 from efficientsam_hf.exported.manifest import checksum
 from efficientsam_hf.exported.model import ExportedEfficientSam
 from efficientsam_hf.networks import MaskDecoder, SegmentationAnswer, SegmentationNetwork
+from efficientsam_hf.training.extension import extend_prompts
 
 pytest.importorskip("onnxscript")
 SLOTS = 6
@@ -96,6 +98,24 @@ def test_any_number_of_pictures_prompts_and_slots(tiny, exported, batch, queries
     for name in ("image_embeddings", "iou_scores", "pred_masks"):
         assert getattr(found, name).shape == getattr(wanted, name).shape
         assert difference(getattr(found, name), getattr(wanted, name)) < 1e-3
+
+
+def test_weights_with_more_slots_than_they_are_padded_to(tiny, tmp_path):
+    model = copy.deepcopy(tiny).train()
+    extend_prompts(model, negative_points=True, max_prompt_points=12)
+    writing.export_model(
+        model, EfficientSamProcessor.from_model_config(model.config), tmp_path / "exported", to="torch-export"
+    )
+    assert model.training, "it may be in the middle of a training"
+    exported, generator = ExportedEfficientSam(tmp_path / "exported"), torch.Generator().manual_seed(0)
+    embeddings = model.eval().get_image_embeddings(torch.randn(2, 3, 64, 64, generator=generator)).detach()
+    for slots in (1, 4, 6, 7, 12):
+        points = torch.rand(2, 3, slots, 2, generator=generator) * 64
+        labels = torch.randint(-1, 2, (2, 3, slots), generator=generator)
+        inputs = {"image_embeddings": embeddings, "input_points": points, "input_labels": labels}
+        wanted, found = model(**inputs), exported(**inputs, original_sizes=[[60, 80]] * 2)
+        assert difference(found.iou_scores, wanted.iou_scores.detach()) < 1e-4
+        assert difference(found.pred_masks, wanted.pred_masks.detach()) < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from conftest import make_model, tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from efficientsam_hf import load_checkpoint, segment
+from efficientsam_hf import EfficientSamProcessor, load_checkpoint, modeling_efficientsam, segment, segment_everything
 from efficientsam_hf.data.sa1b import find_pairs
 from efficientsam_hf.masks_efficientsam import decode_rle, masks_to_boxes
 from efficientsam_hf.modeling_efficientsam import (
@@ -15,6 +17,8 @@ from efficientsam_hf.modeling_efficientsam import (
     EfficientSamPromptedImage,
     EfficientSamSameConv2d,
 )
+from efficientsam_hf.training.finetuning import InteractiveSegmentation
+from efficientsam_hf.training.recipes import PromptRecipe
 
 # The relative step of each type: half a unit in the last place is the error of a single operation.
 STEP = {torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -133,3 +137,29 @@ def test_masks_agree_on_photos(shared, dtype):
             float((a & b).sum() / (a | b).sum()) for a, b in zip(found.masks[:, 0], wanted.masks[:, 0], strict=True)
         ]
     assert sum(overlaps) / len(overlaps) > 0.97
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Apple's GPUs have no float64: whatever makes some is refused."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        answer = function(*args, **(kwargs or {}))
+        for part in tree_leaves(answer):
+            if isinstance(part, torch.Tensor) and part.dtype == torch.float64:
+                raise TypeError(f"{function} gives float64")
+        return answer
+
+
+def test_nothing_needs_float64(exact, photo, monkeypatch):
+    monkeypatch.setattr(modeling_efficientsam, "may_reuse_memory", lambda tensor: False)  # as off a CPU
+    exact.config.rank_by_stability = True
+    processor = EfficientSamProcessor.from_model_config(exact.config)
+    maps = torch.zeros(1, 48, 80, dtype=torch.uint8)
+    maps[:, 10:30, 10:40] = 1
+    with WithoutFloat64():
+        segment(exact, processor, photo, points=[[24, 20]], zoom=2)
+        segment_everything(exact, processor, photo, points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)
+        inputs = processor(photo, input_boxes=[[[10, 8, 40, 30]]], segmentation_maps=[maps])
+        assert exact(**inputs, multimask_output=False).loss.isfinite()
+        task = InteractiveSegmentation(exact, PromptRecipe(rounds=3)).train()
+        task(inputs["pixel_values"], inputs["labels"])["loss"].backward()

@@ -13,6 +13,7 @@ from efficientsam_hf import (
     draw_segmentation,
     read_photo,
     segment,
+    segment_everything,
     to_supervision,
 )
 from efficientsam_hf.masks_efficientsam import decode_rle
@@ -51,6 +52,35 @@ def test_best_mask_comes_first_at_the_photos_size(model, processor, photo):
 )
 def test_prompts_as_people_write_them(model, processor, photo, prompts, objects):
     assert segment(model, processor, photo, **prompts).masks.shape == (objects, 3, 48, 80)
+
+
+def test_embeddings_of_something_else_are_named(model, processor, photo):
+    embeddings = segment(model, processor, photo, points=[[24, 20]]).image_embeddings
+    array = embeddings.numpy()
+    few = {"points_per_side": 1, "pred_iou_thresh": 0, "stability_score_thresh": 0}
+    assert segment_everything(model, processor, photo, image_embeddings=array, **few) == segment_everything(
+        model, processor, photo, image_embeddings=embeddings, **few
+    )
+    with pytest.raises(ValueError, match=r"image_embeddings wants \(1, 16, h, w\), found \(16, 4, 4\)"):
+        segment_everything(model, processor, photo, image_embeddings=embeddings[0], **few)
+    with pytest.raises(ValueError, match=r"image_embeddings wants \(1, 16, h, w\), found \(1, 5, 4, 4\)"):
+        segment(model, processor, photo, points=[[24, 20]], image_embeddings=embeddings[:, :5])
+    with pytest.raises(ValueError, match="wanted the embeddings of one picture, found those of 2"):
+        segment(model, processor, photo, points=[[24, 20]], image_embeddings=embeddings.expand(2, -1, -1, -1))
+
+
+def test_answers_are_compared_as_objects(model, processor, photo):
+    one, other = (segment(model, processor, photo, points=[[24, 20]]) for _ in range(2))
+    assert one == one
+    assert one != other
+
+
+def test_a_size_that_is_set_later_may_be_a_dictionary(model, processor, photo):
+    processor.image_processor.size = {"height": 64, "width": 64}
+    answer = segment(model, processor, photo, points=[[24, 20]])
+    again = segment(model, processor, photo, points=[[24, 20]], image_embeddings=answer.image_embeddings)
+    assert torch.equal(again.masks, answer.masks)
+    assert processor.image_processor.generate_crop_boxes(photo, 64)
 
 
 @pytest.mark.parametrize("nothing", [None, []])

@@ -58,7 +58,23 @@ def test_what_fills_the_picture_is_not_looked_at_again():
 
 def test_clicks_move_with_the_window_and_those_outside_stay_out():
     pointed = Pointed([[30, 20], [150, 90], [31, 22]], [1, 0, -1], [20, 10, 40, 30])
-    assert pointed.inside((10, 5, 60, 50)) == Pointed([[20, 15]], [1], [10, 5, 30, 25])
+    assert pointed.inside((10, 5, 60, 50), (100, 200)) == Pointed([[20, 15]], [1], [10, 5, 30, 25])
+
+
+def test_a_picture_s_far_edges_belong_to_the_window_that_ends_there():
+    pointed = Pointed([[60, 50], [60, 20], [30, 50]], [1, 1, 1])
+    assert pointed.inside((10, 5, 60, 50), (50, 60)).points == [[50, 45], [50, 15], [20, 45]]
+    assert pointed.inside((10, 5, 60, 50), (51, 61)).points == []
+
+
+def test_a_click_on_the_far_edge_is_answered(model, processor, photo):
+    height, width = np.asarray(photo).shape[:2]
+    clicks = {"points": [[width, height // 2], [0, 0]], "labels": [1, 1]}
+    masks = torch.zeros(1, height, width, dtype=torch.bool)
+    masks[:, height // 2 - 2 : height // 2 + 2, -4:] = True
+    for given in ({}, {"masks": masks}):
+        answer = segment(model, processor, photo, **clicks, **given, zoom=2)
+        assert answer.masks.shape[-2:] == (height, width)
 
 
 def test_the_region_is_the_box_or_else_the_first_mask_with_the_clicks_on_the_object():
@@ -77,7 +93,7 @@ def test_a_mask_that_is_given_says_where_to_look_and_goes_with_the_window():
     window = pointed.window(answer, 2.0)
     assert window == window_around([40, 20, 50, 30], SIZE, 2.0)
     left, top, right, bottom = window
-    assert torch.equal(pointed.inside(window).mask, mask[top:bottom, left:right])
+    assert torch.equal(pointed.inside(window, (100, 200)).mask, mask[top:bottom, left:right])
     # One that fills the picture shows nothing larger.
     assert Pointed([[185, 85]], [1], mask=~mask).window(answer, 2.0) == window_around([180, 80, 190, 90], SIZE, 2.0)
 

@@ -71,6 +71,8 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         check_heads(self.hidden_size, self.num_attention_heads)
+        if self.image_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(f"image_size must be a multiple of patch_size {self.patch_size}, got {self.image_size}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {self.drop_path_rate}")
         if self.window_size < 0 or self.pyramid_channels < 1:
@@ -209,6 +211,13 @@ class EfficientSamMaskDecoderConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
 
+    def __post_init__(self, **kwargs):
+        check_heads(self.hidden_size, self.num_attention_heads)
+        check_heads(self.hidden_size // self.attention_downsample_rate, self.num_attention_heads)
+        if self.num_hidden_layers < 1:
+            raise ValueError(f"num_hidden_layers must be at least 1, got {self.num_hidden_layers}")
+        super().__post_init__(**kwargs)
+
     @property
     def values_per_cell(self) -> int:
         """About how many numbers exist at one time for a cell of the embedding while a prompt's masks are drawn."""
@@ -274,6 +283,8 @@ class EfficientSamConfig(PreTrainedConfig):
                 "vision_config.output_channels, prompt_encoder_config.hidden_size and mask_decoder_config.hidden_size "
                 f"must be equal, got {widths}"
             )
+        if self.zoom and not 1 <= self.zoom < math.inf:
+            raise ValueError(f"zoom must be 0 or a number from 1 on, got {self.zoom}")
         details, wanted = self.vision_config.detail_channels, self.mask_decoder_config.upscaling_channels
         if details and list(details) != list(wanted):
             raise ValueError(

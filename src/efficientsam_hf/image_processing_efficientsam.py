@@ -224,7 +224,7 @@ class EfficientSamImageProcessor(BaseImageProcessor):
         pixels = self.read(image)
         _, height, width = pixels.shape
         crops = layered_crops(height, width, crop_n_layers, overlap_ratio)
-        frame = torch.tensor([target_size * self.size.width / self.size.height, target_size])
+        frame = torch.tensor([target_size * self.size["width"] / self.size["height"], target_size])
         sides = [max(1, int(points_per_crop / crop_n_points_downscale_factor**layer)) for layer, _ in crops]
         # Crops are stretched, so the same grid covers each. The pipeline wants one tensor: a smaller grid is repeated
         # until it is as long as the largest, and the masks found twice fall to non-maximum suppression.

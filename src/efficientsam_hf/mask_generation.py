@@ -21,7 +21,7 @@ from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import corners_of, layered_crops, nms
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture
-from .prediction import read_photo
+from .prediction import read_embeddings, read_photo
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_records
 from .written_files import check_outputs, keep_settings, written_together
@@ -86,6 +86,8 @@ def find_objects(
     pixels = read_picture(image)
     height, width = pixels.shape[-2:]
     crops = layered_crops(height, width, settings.crop_n_layers, settings.crop_overlap_ratio)
+    if image_embeddings is not None:
+        image_embeddings = read_embeddings(model, image_embeddings)
     known = 0 if image_embeddings is None else len(image_embeddings)
     if image_embeddings is not None and known not in (1, len(crops)):
         raise ValueError(f"wanted embeddings of the whole picture or of all {len(crops)} crops, got {known}")
@@ -96,7 +98,7 @@ def find_objects(
             inputs = processor.image_processor(part, return_tensors="pt", device=model.device)
             embeddings = model.get_image_embeddings(inputs["pixel_values"])
         else:
-            embeddings = image_embeddings[number : number + 1].to(model.device, model.dtype)
+            embeddings = image_embeddings[number : number + 1]
         crop = Crop(model, processor, embeddings, part, (left, top, right, bottom), (height, width), settings)
         side = max(1, int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer))
         records += crop.records(crop.search(side))

@@ -76,8 +76,9 @@ def corners_of(boxes: list[list[float]]) -> Tensor:
 def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
     """Boolean masks (..., H, W), one against one and broadcasting -> IoU (...), float32; 0 for two empty masks."""
     masks, others = as_booleans(masks), as_booleans(others)
-    intersection = (masks & others).sum((-2, -1)).double()
-    return (intersection / (masks | others).sum((-2, -1)).clamp(min=1)).float()
+    # Not in float64, which Apple's GPUs lack.
+    intersection, union = (found.sum((-2, -1)).float() for found in (masks & others, masks | others))
+    return intersection / union.clamp(min=1)
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -122,8 +123,10 @@ def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0)
     so that two counts of pixels are enough. Logits (..., H, W) -> (...), float32; 0 where no pixel reaches either.
     """
     levels = (threshold + offset, threshold - offset)
-    inner, outer = ((logits > level).sum((-2, -1), dtype=torch.int32).double() for level in levels)
-    return (inner / outer.clamp(min=1)).float()
+    inner, outer = ((logits > level).sum((-2, -1), dtype=torch.int32) for level in levels)
+    # What differs is few pixels, which float32 counts beyond 2^24, too; Apple's GPUs have no float64.
+    lost = (outer - inner).float() / outer.clamp(min=1).float()
+    return torch.where(outer > 0, 1 - lost, 0.0)
 
 
 def mask_prompts(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -151,7 +151,7 @@ def rescale_pixels(pixels: Tensor, factor: float, name: str) -> Tensor:
         return pixels.float().div_(1 / factor)  # a division, as the official code divides by 255
     low, high = pixels.aminmax()
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"{name}: floats want 0 to 1, found {low:.4g} to {high:.4g}: give uint8, or do_rescale=False")
+        raise ValueError(f"{name}: floats want 0 to 1, found {low:.4g} to {high:.4g}: give uint8, or divide by 255")
     return pixels
 
 

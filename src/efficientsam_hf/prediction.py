@@ -15,7 +15,7 @@ from .interchange import to_supervision
 from .masks_efficientsam import as_booleans, encode_rle, masks_to_boxes, rank_masks
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture, rescale_pixels
-from .processing_efficientsam import EfficientSamProcessor
+from .processing_efficientsam import EfficientSamProcessor, read_layers
 from .prompts_efficientsam import NO_BOX, one_image
 from .visualization import draw_segmentation
 from .zooming import Pointed, look_closer
@@ -23,7 +23,7 @@ from .zooming import Pointed, look_closer
 NOBODY = {"points": [[[-1, -1]]], "labels": [[-1]]}  # what a picture without objects is asked: a click that is none
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Segmentation:
     """What `segment` answers for Q objects of one H x W photo, M masks each, the best first.
 
@@ -150,7 +150,9 @@ def segment(
     pictures: dict[str, Any] = {"images": [picture], "device": model.device}
     if image_embeddings is not None:
         pictures = {"original_sizes": [[height, width]]}
-        image_embeddings = torch.as_tensor(image_embeddings).to(model.device, model.dtype)
+        image_embeddings = read_embeddings(model, image_embeddings)
+        if len(image_embeddings) != 1:
+            raise ValueError(f"wanted the embeddings of one picture, found those of {len(image_embeddings)}")
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes, objects = inputs.pop("original_sizes"), pointed_at(points, labels, boxes, shown)
     if zoom and all(pointed.points or pointed.box for pointed in objects):
@@ -212,11 +214,23 @@ def earlier_masks(masks: Any, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: for logits, and for another size.
     """
-    given = as_booleans(masks)
+    given = as_booleans(read_layers(masks, "masks"))
     given = given[None] if given.ndim == 2 else given
     if given.ndim != 3 or tuple(given.shape[1:]) != size:
         raise ValueError(f"masks wants booleans of the photo's size {size}, one an object, found {tuple(given.shape)}")
     return given
+
+
+def read_embeddings(model: EfficientSamModel, given: Any) -> Tensor:
+    """Embeddings (N, C, h, w) of earlier answers, where the model is and in its precision.
+
+    Raises:
+        ValueError: for another shape.
+    """
+    embeddings, channels = torch.as_tensor(given), model.config.vision_config.embedding_channels
+    if embeddings.ndim != 4 or embeddings.shape[1] != channels:
+        raise ValueError(f"image_embeddings wants (1, {channels}, h, w), found {tuple(embeddings.shape)}")
+    return embeddings.to(model.device, model.dtype)
 
 
 def find_zoom(model: EfficientSamModel, zoom: float | None) -> float:

@@ -78,6 +78,7 @@ def read_layers(masks: Any, name: str) -> Tensor:
 
 def shrink_maps(maps: Any, sizes: Tensor, grid: tuple[int, int], objects: list[int] | None) -> Tensor:
     """True masks (Q, H, W) or (H, W) of each picture -> labels (B, Q, h, w) int64: 1 object, 0 not, -1 unknown."""
+    maps = [maps] if isinstance(maps, PIL.Image.Image) else maps
     if len(maps) != len(sizes):
         raise ValueError(f"segmentation_maps wants maps for each of {len(sizes)} images, found {len(maps)}")
     rows = []
@@ -213,7 +214,9 @@ class EfficientSamProcessor(ProcessorMixin):
         if "pixel_values" in data:
             _, _, height, width = data["pixel_values"].shape
             return height, width
-        return self.image_processor.size.height, self.image_processor.size.width
+        # Whoever sets the attribute may give a plain dictionary.
+        size = self.image_processor.size
+        return size["height"], size["width"]
 
     def check_prompts(self, prompts: list[list[Prompt]], sizes: Tensor, needed: bool) -> list[list[Prompt]]:
         """The prompts without padding and with clipped boxes; an object may be bare only if they are not `needed`."""

@@ -79,13 +79,17 @@ class Pointed:
         windows = [window_around(region, (height, width), zoom) for region in regions if region]
         return next((window for window in windows if window), None)
 
-    def inside(self, window: Window) -> "Pointed":
-        """The same in a window's pixels, without what lies outside of it."""
+    def inside(self, window: Window, size: tuple[int, int]) -> "Pointed":
+        """The same in the pixels of a window of an H x W picture, without what lies outside of it.
+
+        A picture's far edges, x = W and y = H, still belong to it.
+        """
         left, top, right, bottom = window
+        last_x, last_y = (end + (end == side) for end, side in ((right, size[1]), (bottom, size[0])))
         clicks = [
             ([x - left, y - top], label)
             for (x, y), label in zip(self.points, self.labels, strict=True)
-            if left <= x < right and top <= y < bottom and label >= 0
+            if left <= x < last_x and top <= y < last_y and label >= 0
         ]
         box = self.box and [self.box[0] - left, self.box[1] - top, self.box[2] - left, self.box[3] - top]
         mask = None if self.mask is None else self.mask[top:bottom, left:right]
@@ -115,8 +119,8 @@ def look_closer(
         window = pointed.window(masks[row, 0], zoom)
         if not window:
             continue
-        inside = pointed.inside(window)
-        if inside.points or inside.box or inside.mask is not None:
+        inside = pointed.inside(window, (picture.shape[-2], picture.shape[-1]))
+        if inside.on_object() or inside.box or inside.mask is not None:
             left, top, right, bottom = window
             closer, scores[row] = ask(picture[:, top:bottom, left:right], inside)
             masks[row] = False

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..modeling_efficientsam import EfficientSamModel
+from ..modeling_efficientsam import NO_POINT, EfficientSamModel
 
 MOST_PICTURES, MOST_PROMPTS = 1024, 65536
 
@@ -35,14 +36,17 @@ class MaskDecoderGraph(nn.Module):
 
     Boxes come as two slots with labels 2 and 3, as `gather_slots` makes them. The model leaves out the token of the
     free slots when none is free; a graph cannot. Here it always stays, and when it stands for no slot its logarithm
-    is minus infinity, which no attention sees: the same numbers.
+    is minus infinity, which no attention sees: the same numbers. With `padded_prompt_points` all free tokens
+    of a prompt share its free slots.
     """
 
     def __init__(self, model: EfficientSamModel):
         super().__init__()
         self.model = copy.deepcopy(model)
         prompts: Any = self.model.config.prompt_encoder_config
+        self.filled, self.shares = prompts.filled_slots, prompts.padded_prompt_points is not None
         prompts.max_prompt_points += 1
+        prompts.padded_prompt_points = None
         self.model.prompt_encoder.config = prompts
 
     def forward(
@@ -51,9 +55,17 @@ class MaskDecoderGraph(nn.Module):
         """The whole graph."""
         embeddings = image_embeddings.to(self.model.dtype)
         inputs = self.model.get_decoder_inputs(embeddings, input_points, input_labels, input_masks=input_masks)
-        inputs["last_stands_for"] -= 1
+        inputs["last_stands_for"] = (
+            self.shares_of_slots(input_labels) if self.shares else inputs["last_stands_for"] - 1
+        )
         decoded = self.model.mask_decoder(**inputs, chosen=slice(1, None))
         return decoded.iou_scores.float(), decoded.pred_masks.float()
+
+    def shares_of_slots(self, labels: Tensor) -> Tensor:
+        """Labels (B, Q, P) -> how many slots each token stands for, and a free one behind them: (B, Q, P + 1)."""
+        free = F.pad(labels, (0, 1), value=NO_POINT) == NO_POINT
+        slots = (self.filled - (~free).sum(-1, keepdim=True)).clamp(min=0)
+        return torch.where(free, slots / free.sum(-1, keepdim=True), 1.0)
 
 
 @dataclass(frozen=True)
@@ -116,11 +128,13 @@ def trace_one(module: nn.Module, inputs: dict[str, tuple[Tensor, dict]], outputs
 
 @contextmanager
 def tracing(model: EfficientSamModel) -> Iterator[None]:
-    """Without gradients, and with the attention that every exporter knows."""
-    attention = model.config._attn_implementation
+    """Without gradients, and with the attention that every exporter knows; the model is left as it was."""
+    attention, modes = model.config._attn_implementation, [(part, part.training) for part in model.modules()]
     model.set_attn_implementation("sdpa")
     try:
         with torch.no_grad():
             yield
     finally:
         model.set_attn_implementation(attention)
+        for part, training in modes:
+            part.training = training

@@ -137,6 +137,7 @@ def torch_engine(folder: Path, manifest: Manifest, devices: Sequence[str], threa
         folder, manifest, f"torch {torch.__version__}", lambda path: torch.export.load(path).module()
     )
 
+    @torch.no_grad()
     def run(name: str, inputs: dict[str, np.ndarray]) -> Arrays:
         answers = modules[name](*(torch.from_numpy(inputs[key]) for key in manifest.graphs[name]["inputs"]))
         return [answer.numpy() for answer in (answers if isinstance(answers, tuple) else (answers,))]

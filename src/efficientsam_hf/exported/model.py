@@ -77,8 +77,9 @@ class ExportedEfficientSam:
         input_boxes: Tensor | None = None,
         input_masks: Tensor | None = None,
         image_embeddings: Tensor | None = None,
+        original_sizes: Any = None,
     ) -> ExportedOutput:
-        """As `EfficientSamModel.forward`, all three masks of each prompt."""
+        """As `EfficientSamModel.forward`, all three masks of each prompt; nothing depends on `original_sizes`."""
         embeddings = image_embeddings
         if pixel_values is not None and embeddings is None:
             embeddings = self.get_image_embeddings(pixel_values)

@@ -14,9 +14,9 @@ def draw_cells(weights: Tensor, generator: torch.Generator | None = None) -> Ten
     """One cell a row with chances as `weights` (N, h, w); where all are 0, any cell. -> (N,) flat indices."""
     weights = weights.flatten(1).float()
     weights = weights + (weights.sum(1, keepdim=True) == 0)
-    # One uniform number a row, not one a cell: exact, quick, and not bound to multinomial's 2^24 cells.
-    threshold = torch.rand(len(weights), 1, generator=generator, device=weights.device, dtype=torch.float64)
-    cumulative = weights.double().cumsum(1)
+    # One uniform number a row, not one a cell. In float32, the most that Apple's GPUs have, ones add up to 2^24.
+    threshold = torch.rand(len(weights), 1, generator=generator, device=weights.device)
+    cumulative = weights.cumsum(1)
     index = torch.searchsorted(cumulative, threshold * cumulative[:, -1:], right=True)[:, 0]
     return index.clamp(max=weights.shape[1] - 1)
 
