@@ -390,7 +390,7 @@ def test_another_process_at_the_same_shard_costs_no_label(format, tmp_path, pict
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("name", ["caf\udce9.jpg", "\u5199" * 82 + ".jpg"], ids=["no text", "250 bytes"])
+@pytest.mark.parametrize("name", ["a\udce9.jpg", "\u5199" * 82 + ".jpg"], ids=["no text", "250 bytes"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_strange_name_is_no_hindrance(format, name, tmp_path):
     make_folder(tmp_path / "set", {"a.jpg": scene_files(1)["sa_0.jpg"]})

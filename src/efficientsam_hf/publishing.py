@@ -43,7 +43,7 @@ Without it, transformers runs the code that lies beside the weights:
 ```python
 from transformers import pipeline
 
-generator = pipeline("mask-generation", model="{repository}", trust_remote_code=True)
+generator = pipeline("mask-generation", model="{repository}", trust_remote_code=True, dtype="float32")
 ```
 """
 
