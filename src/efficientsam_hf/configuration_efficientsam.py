@@ -71,8 +71,6 @@ class EfficientSamVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         check_heads(self.hidden_size, self.num_attention_heads)
-        if self.image_size < 1 or self.image_size % self.patch_size:
-            raise ValueError(f"image_size must be a multiple of patch_size {self.patch_size}, got {self.image_size}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {self.drop_path_rate}")
         if self.window_size < 0 or self.pyramid_channels < 1:
@@ -283,6 +281,9 @@ class EfficientSamConfig(PreTrainedConfig):
                 "vision_config.output_channels, prompt_encoder_config.hidden_size and mask_decoder_config.hidden_size "
                 f"must be equal, got {widths}"
             )
+        side, patch = self.vision_config.image_size, self.vision_config.patch_size
+        if side < 1 or side % patch:
+            raise ValueError(f"image_size must be a multiple of patch_size {patch}, got {side}")
         if self.zoom and not 1 <= self.zoom < math.inf:
             raise ValueError(f"zoom must be 0 or a number from 1 on, got {self.zoom}")
         details, wanted = self.vision_config.detail_channels, self.mask_decoder_config.upscaling_channels
