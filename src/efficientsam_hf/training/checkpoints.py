@@ -42,7 +42,10 @@ class Checkpoints:
         step, path = found[-1]
         try:
             self.accelerator.load_state(str(path))
-        except (ValueError, RuntimeError) as error:  # torch's for weights of other names or shapes is the second
+        except (ValueError, RuntimeError) as error:
+            # Torch's error for weights of other names or shapes is a RuntimeError, but so is a full memory's.
+            if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+                raise
             raise ValueError(f"{path} cannot be gone on from; another output folder starts anew: {error}") from error
         return step
 
