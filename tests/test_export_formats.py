@@ -19,6 +19,7 @@ from efficientsam_hf.export.official import OfficialDecoder, export_for_osam
 from efficientsam_hf.export.writing import export_model
 from efficientsam_hf.exported.model import ExportedEfficientSam
 from efficientsam_hf.pictures_efficientsam import read_picture
+from efficientsam_hf.training.extension import extend_prompts
 
 pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.slow
@@ -111,6 +112,7 @@ FREED_IN_A_THREAD = """
 import gc, signal, subprocess, sys, threading
 from efficientsam_hf.exported.model import ExportedEfficientSam
 from efficientsam_hf.pictures_efficientsam import read_picture
+from efficientsam_hf.training.extension import extend_prompts
 
 models = [ExportedEfficientSam(sys.argv[1])]
 thread = threading.Thread(target=lambda: (models.clear(), gc.collect()))
@@ -190,6 +192,13 @@ def test_osams_files_are_compared_without_the_photos_edges(model, processor, mon
     processor.image_processor.edge_radius = 2
     check = official.compare_official(model, processor, ["encoder", "decoder"], official.PHOTO)
     assert processor.image_processor.edge_radius == 2
+    assert check["mask_iou"] > 0.99
+
+
+def test_osams_files_of_weights_with_more_slots_than_they_are_padded_to(model, tmp_path):
+    longer = copy.deepcopy(model)
+    extend_prompts(longer, max_prompt_points=12)
+    check = export_for_osam(longer, EfficientSamProcessor.from_model_config(longer.config), tmp_path / "new")
     assert check["mask_iou"] > 0.99
 
 

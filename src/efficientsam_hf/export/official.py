@@ -26,7 +26,7 @@ from ..processing_efficientsam import EfficientSamProcessor
 from ..written_files import written_beside
 from .checking import LARGEST_DIFFERENCE, LEAST_AGREEMENT, PHOTO, agreement, difference
 from .formats import write_onnx
-from .graphs import MOST_PICTURES, MOST_PROMPTS, trace_one, tracing
+from .graphs import MOST_PICTURES, MOST_PROMPTS, MaskDecoderGraph, trace_one, tracing
 
 LARGEST_SIDE = 32768
 
@@ -63,7 +63,8 @@ class OfficialDecoder(nn.Module):
 
     def __init__(self, model: EfficientSamModel, processor: EfficientSamProcessor):
         super().__init__()
-        self.model = model
+        self.config = model.config
+        self.decoder = MaskDecoderGraph(model)
         self.interpolation = processor.image_processor.mask_interpolation
         self.slots = model.config.prompt_encoder_config.max_prompt_points
 
@@ -80,18 +81,17 @@ class OfficialDecoder(nn.Module):
             torch._check(side >= 1)
             torch._check(side <= LARGEST_SIDE)
         cells = torch.tensor([image_embeddings.shape[-1], image_embeddings.shape[-2]])
-        scale = cells * self.model.config.vision_config.patch_size / orig_im_size.flip(0)
+        scale = cells * self.config.vision_config.patch_size / orig_im_size.flip(0)
         # Filled up first and cut then, so that the number of slots is known when the graph is traced.
         points = F.pad(batched_point_coords * scale, (0, 0, 0, self.slots))[:, :, : self.slots]
         labels = F.pad(batched_point_labels, (0, self.slots), value=NO_POINT)[:, :, : self.slots]
-        inputs = self.model.get_decoder_inputs(image_embeddings, points, labels.round().long())
-        decoded = self.model.mask_decoder(**inputs, chosen=slice(1, None))
-        ranks = rank_masks(decoded.pred_masks, decoded.iou_scores, self.model.config.rank_by_stability)
+        scores, found = self.decoder(image_embeddings, points, labels.round().long())
+        ranks = rank_masks(found, scores, self.config.rank_by_stability)
         order = ranks.argsort(dim=-1, descending=True)
         # A permutation matrix instead of an index, which would make the trace take B and Q for constants.
-        chosen = (order[..., None] == torch.arange(order.shape[-1])).to(decoded.iou_scores.dtype)
-        scores = (chosen @ decoded.iou_scores[..., None])[..., 0]
-        logits = (chosen @ decoded.pred_masks.flatten(3)).view_as(decoded.pred_masks).flatten(0, 1)
+        chosen = (order[..., None] == torch.arange(order.shape[-1])).to(scores.dtype)
+        scores = (chosen @ scores[..., None])[..., 0]
+        logits = (chosen @ found.flatten(3)).view_as(found).flatten(0, 1)
         masks = F.interpolate(logits, (height, width), mode=self.interpolation, align_corners=False)
         return masks.view(*scores.shape, height, width), scores, logits
 
