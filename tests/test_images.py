@@ -279,6 +279,8 @@ def test_a_stream_of_files_reads_them(folder, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
     paths = [str(folder / f"class_{number % 2}" / f"{number}.png") for number in range(6)]
     paths[4] = f"zip://class_0/4.png::{archive}"
+    (tmp_path / "set [1]").symlink_to(folder)
+    paths[5] = str(tmp_path / "set [1]" / "class_1" / "5.png")  # a name, and no pattern
     rows = Dataset.from_list([{"image": {"path": path, "bytes": None}} for path in paths])
     stream = rows.cast_column("image", Image(decode=False)).to_iterable_dataset()
     samples = [pixels for batch in take(5, 0, stream, MAKER) for pixels in batch["pixels"]]

@@ -29,7 +29,7 @@ from efficientsam_hf.labelling.boxes import BoxPrompts, segment_boxes
 from efficientsam_hf.labelling.formats import FORMATS
 from efficientsam_hf.labelling.outlines import joined, outlines_of
 from efficientsam_hf.labelling.shards import LabelFolder
-from efficientsam_hf.labelling.sources import find_label_shards
+from efficientsam_hf.labelling.sources import dataset_picture, find_label_shards
 from efficientsam_hf.masks_efficientsam import decode_rle, encode_rle, masks_to_boxes
 
 LOOSE = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0, "box_nms_thresh": 0.9}
@@ -398,6 +398,12 @@ def test_a_strange_name_is_no_hindrance(format, name, tmp_path):
     label(tmp_path / "set", tmp_path / "out", format)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["pictures"], len(report["skipped"])) == (2, 0)
+
+
+def test_a_picture_of_a_data_set_that_has_gone_is_bad_and_an_address_that_is_silent_is_not(tmp_path):
+    assert dataset_picture({"path": str(tmp_path / "gone.png"), "bytes": None}, 0, 3).blob.read() == b""
+    with pytest.raises(FileNotFoundError):
+        dataset_picture({"path": f"zip://a.png::{tmp_path / 'gone.zip'}", "bytes": None}, 0, 3)
 
 
 def test_a_full_disk_is_no_bad_picture(tmp_path, pictures, monkeypatch):

@@ -69,6 +69,22 @@ def test_embeddings_of_something_else_are_named(model, processor, photo):
         segment(model, processor, photo, points=[[24, 20]], image_embeddings=embeddings.expand(2, -1, -1, -1))
 
 
+def test_earlier_masks_come_in_any_form(photo):
+    model = make_model(tiny_config(mask_prompts=True))
+    processor = EfficientSamProcessor.from_model_config(model.config)
+    mask = np.zeros((48, 80), bool)
+    mask[10:30, 10:40] = True
+    wanted = segment(model, processor, photo, points=[[24, 20]], masks=mask, zoom=0)
+    for given in (Image.fromarray(mask), [Image.fromarray(mask)], [torch.from_numpy(mask)]):
+        assert torch.equal(
+            segment(model, processor, photo, points=[[24, 20]], masks=given, zoom=0).masks, wanted.masks
+        )
+    with pytest.raises(ValueError, match="masks wants arrays, tensors or pictures of one size, found others"):
+        segment(model, processor, photo, points=[[24, 20]], masks=[None, mask])
+    maps = [processor(photo, segmentation_maps=maps)["labels"] for maps in (Image.fromarray(mask), [mask])]
+    assert torch.equal(*maps)
+
+
 def test_answers_are_compared_as_objects(model, processor, photo):
     one, other = (segment(model, processor, photo, points=[[24, 20]]) for _ in range(2))
     assert one == one

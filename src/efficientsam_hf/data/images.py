@@ -19,8 +19,8 @@ from .crops import Crop, SampleMaker
 from .packed_items import PackedItems
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# Pillow writes these, or knows them by name, but reads no pixels of them.
 MOST_CORRUPT = 100  # pictures in a row
+# Pillow writes these, or knows them by name, but reads no pixels of them.
 UNREAD = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
 logger = logging.getLogger(__name__)
 
@@ -66,18 +66,15 @@ def cell_bytes(cell: dict[str, Any]) -> bytes:
     """The file in a cell of an undecoded column of pictures: its `bytes`, or what lies at its `path`; else nothing.
 
     Raises:
-        CorruptPictureError: if nothing can be read at the path, which may be an address, or within an archive.
+        OSError: if nothing can be read at the path, which may be an address, or within an archive.
     """
     content, path = cell.get("bytes"), cell.get("path")
     if content is not None or not path:
         return content or b""
     import fsspec  # comes with `datasets`
 
-    try:
-        with fsspec.open(path) as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        raise CorruptPictureError(f"{path} cannot be read: {error}") from error
+    with fsspec.open(path) as file:
+        return file.read()
 
 
 def too_many_corrupt(names: Sequence[str]) -> ValueError:
@@ -254,7 +251,7 @@ class StreamedImages(IterableDataset):
             name = record.get("path") or f"picture {number}"
             try:
                 image = decode_picture(name, cell_bytes(record))
-            except CorruptPictureError as error:
+            except (CorruptPictureError, OSError) as error:
                 logger.warning("skipped: %s", error)
                 corrupt.append(name)
                 if len(corrupt) == MOST_CORRUPT:

@@ -73,6 +73,7 @@ class BoxPrompts:
             numbers = sorted({box["category_id"] for found in self.boxes.values() for box in found} or {1}, key=str)
             unnamed = [{"id": number, "name": "object" if numbers == [1] else str(number)} for number in numbers]
             self.categories: list[dict[str, Any]] = content.get("categories") or unnamed
+            # Formats write the names, so that each must be there.
             known = {category["id"]: category["name"] for category in self.categories}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no COCO JSON with boxes: found {type(error).__name__}: {error}") from error

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.blobs import find_blobs
-from ..data.images import CorruptPictureError, Picture, cell_bytes, picture_suffixes
+from ..data.images import Picture, cell_bytes, picture_suffixes
 from ..data.shards import Member, WholeHeader, find_shards, is_streamed, open_shard
 
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -155,12 +155,18 @@ def shards_of_dataset(name: str, files: str | None, split: str, column: str) -> 
 
 
 def dataset_picture(cell: dict[str, Any], shard: int, row: int) -> Picture:
-    """A cell of a data set's column, where bytes or a path may be missing."""
-    # Of zip://PATH::ARCHIVE the first part.
-    path = Path((cell.get("path") or "").partition("::")[0])
+    """A cell of a data set's column, where bytes or a path may be missing.
+
+    Raises:
+        OSError: for an address that does not answer, which another try may mend.
+    """
+    address = cell.get("path") or ""
+    path = Path(address.partition("::")[0])  # of zip://PATH::ARCHIVE the first part
     name = f"{shard:05}/{row:06}" + (f"_{path.name}" if path.name else "")
     try:
         content = cell_bytes(cell)
-    except CorruptPictureError:
+    except OSError:
+        if "://" in address:
+            raise
         content = b""
     return Picture(name, Member(path, content=content))
