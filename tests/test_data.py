@@ -5,6 +5,7 @@ import json
 import re
 import tarfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from efficientsam_hf.data.augmentation import (
     paste_objects,
     paste_shapes,
 )
+from efficientsam_hf.data.pair_reading import PairReader
 from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
 from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures
@@ -317,6 +319,20 @@ def test_a_closer_crop_shows_all_of_one_mask_and_shows_it_large():
     large = np.ones((1, 400, 600), dtype=bool)
     for found in (large, ~large):
         assert Augmentation(closer=1.0)(image, found, np.random.default_rng(0))[0].shape == image.shape
+
+
+def test_closer_crops_show_masks_that_vanish_in_the_whole_picture(tmp_path: Path, processor):
+    """Half a cell of the training size at the most, as of cells under a microscope: a window shows them large."""
+    mask = np.zeros((1, 400, 600), dtype=bool)
+    mask[0, 200:212, 300:312] = True
+    picture, annotations = encode_scene(0, painted(mask[0]), mask)
+    pairs = find_pairs(make_tar(tmp_path / "set.tar", {"a.jpg": picture, "a.json": annotations}))
+    closer, reader = Augmentation(closer=1.0), partial(PairReader, processor, 1)
+    samples = Sa1bSamples([pairs], processor, length=1, masks_per_image=1, augmentation=closer)
+    for sample in (samples[0], reader(closer).read(pairs[0], np.random.default_rng(0))):
+        assert (sample["labels"] == 1).sum() > 5
+    with pytest.raises(ValueError, match="none of 1 masks covers between"):
+        reader(Augmentation(flip=0.5)).read(pairs[0], np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("first", "wanted"), [(0, 9), (5, 4), (9, 0), (12, 0)])

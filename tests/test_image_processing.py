@@ -272,6 +272,8 @@ def test_ambiguous_layouts_follow_a_rule(raw, shape, is_array, height_width):
 def test_ambiguous_layouts_can_be_told(raw):
     picture = np.zeros((3, 7, 3), np.uint8)
     assert raw(picture, input_data_format="channels_first").original_sizes.tolist() == [[7, 3]]
+    wide = np.zeros((3, 7, 9), np.uint8)
+    assert raw(wide, input_data_format="channels_last").original_sizes.tolist() == [[7, 9]], "read in one way only"
     with pytest.raises(ValueError, match='wants "channels_first" or "channels_last", found \'CHW\''):
         raw(picture, input_data_format="CHW")
 

@@ -61,10 +61,12 @@ def test_embeddings_of_something_else_are_named(model, processor, photo):
     assert segment_everything(model, processor, photo, image_embeddings=array, **few) == segment_everything(
         model, processor, photo, image_embeddings=embeddings, **few
     )
-    with pytest.raises(ValueError, match=r"image_embeddings wants \(1, 16, h, w\), found \(16, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"image_embeddings wants \(1, 16, 4, 4\), found \(16, 4, 4\)"):
         segment_everything(model, processor, photo, image_embeddings=embeddings[0], **few)
-    with pytest.raises(ValueError, match=r"image_embeddings wants \(1, 16, h, w\), found \(1, 5, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"image_embeddings wants \(1, 16, 4, 4\), found \(1, 5, 4, 4\)"):
         segment(model, processor, photo, points=[[24, 20]], image_embeddings=embeddings[:, :5])
+    with pytest.raises(ValueError, match=r"image_embeddings wants \(1, 16, 4, 4\), found \(1, 16, 4, 2\)"):
+        segment(model, processor, photo, points=[[24, 20]], image_embeddings=embeddings[..., :2])
     with pytest.raises(ValueError, match="wanted the embeddings of one picture, found those of 2"):
         segment(model, processor, photo, points=[[24, 20]], image_embeddings=embeddings.expand(2, -1, -1, -1))
 

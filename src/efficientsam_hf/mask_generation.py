@@ -87,7 +87,7 @@ def find_objects(
     height, width = pixels.shape[-2:]
     crops = layered_crops(height, width, settings.crop_n_layers, settings.crop_overlap_ratio)
     if image_embeddings is not None:
-        image_embeddings = read_embeddings(model, image_embeddings)
+        image_embeddings = read_embeddings(model, processor, image_embeddings)
     known = 0 if image_embeddings is None else len(image_embeddings)
     if image_embeddings is not None and known not in (1, len(crops)):
         raise ValueError(f"wanted embeddings of the whole picture or of all {len(crops)} crops, got {known}")

@@ -124,9 +124,9 @@ def arrange_channels(pixels: Tensor, layout: str | None, is_array: bool, to_rgb:
 
 def is_channels_last(shape: torch.Size, layout: str | None, is_array: bool) -> bool:
     """Whether (H, W, C) or (C, H, W); where both fit, arrays are taken as the first and tensors as the second."""
-    if layout is not None:
-        return layout == "channels_last"
     first, last = shape[0] in CHANNELS, shape[-1] in CHANNELS
+    if layout is not None and first == last:
+        return layout == "channels_last"
     if first and last and (shape[0] == 3) != (shape[-1] == 3):
         return shape[-1] == 3
     return last and (is_array or not first)

@@ -150,7 +150,7 @@ def segment(
     pictures: dict[str, Any] = {"images": [picture], "device": model.device}
     if image_embeddings is not None:
         pictures = {"original_sizes": [[height, width]]}
-        image_embeddings = read_embeddings(model, image_embeddings)
+        image_embeddings = read_embeddings(model, processor, image_embeddings)
         if len(image_embeddings) != 1:
             raise ValueError(f"wanted the embeddings of one picture, found those of {len(image_embeddings)}")
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
@@ -221,15 +221,17 @@ def earlier_masks(masks: Any, size: tuple[int, int]) -> Tensor:
     return given
 
 
-def read_embeddings(model: EfficientSamModel, given: Any) -> Tensor:
+def read_embeddings(model: EfficientSamModel, processor: EfficientSamProcessor, given: Any) -> Tensor:
     """Embeddings (N, C, h, w) of earlier answers, where the model is and in its precision.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: for another shape, such as the grid of pictures of another size, where clicks would be misplaced.
     """
-    embeddings, channels = torch.as_tensor(given), model.config.vision_config.embedding_channels
-    if embeddings.ndim != 4 or embeddings.shape[1] != channels:
-        raise ValueError(f"image_embeddings wants (1, {channels}, h, w), found {tuple(embeddings.shape)}")
+    embeddings, vision = torch.as_tensor(given), model.config.vision_config
+    grid = [side // vision.patch_size for side in processor.model_size({})]
+    wanted = (vision.embedding_channels, *grid)
+    if embeddings.ndim != 4 or embeddings.shape[1:] != wanted:
+        raise ValueError(f"image_embeddings wants (1, {', '.join(map(str, wanted))}), found {tuple(embeddings.shape)}")
     return embeddings.to(model.device, model.dtype)
 
 

@@ -86,7 +86,7 @@ class PairReader:
         if wrong:
             raise ValueError(f"{pair.name} in {pair.image.path}: a mask of {wrong[0]} for a picture of {size}")
         smallest = max(self.smallest_share, vanishing_share(self.image_processor, self.augmentation))
-        fitting = np.flatnonzero((shares >= smallest) & (shares <= self.largest_share))
+        fitting = np.flatnonzero((shares > 0) & (shares >= smallest) & (shares <= self.largest_share))
         if not len(fitting):
             raise ValueError(
                 f"{pair.name} in {pair.image.path}: none of {len(records)} masks covers between "

@@ -269,6 +269,11 @@ class Sa1bSamples(Dataset):
 
 
 def vanishing_share(image_processor: EfficientSamImageProcessor, augmentation: Augmentation) -> float:
-    """Share of the picture below which a mask cannot cover half of a cell, whatever is cropped."""
+    """Share of the picture below which a mask cannot cover half of a cell, whatever is cropped.
+
+    A window around a mask shows it, however small it is.
+    """
+    if augmentation.closer:
+        return 0.0
     cells = (image_processor.size.height // 4) * (image_processor.size.width // 4)
     return augmentation.smallest_crop**2 / (2 * cells)
