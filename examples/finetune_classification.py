@@ -101,7 +101,7 @@ def build_optimizer(args: Arguments, model: EfficientSamForImageClassification) 
     layers, decay = model.config.num_hidden_layers, args.layer_decay
     if decay is None:
         decay = 1.0 if model.config.hidden_size <= VARIANTS["tiny"]["hidden_size"] else 0.75
-    shares = encoder_shares(layers, stem=decay ** (layers + 1), layer_decay=decay, prefix="vision_encoder.")
+    shares = encoder_shares(layers, layer_decay=decay, prefix="vision_encoder.")
     groups = parameter_groups(model, args.weight_decay, shares)
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.999))
 
@@ -126,7 +126,7 @@ def main(args: Arguments) -> None:
         items = open_classified(args.dataset, args.train_split, **columns)
         held_out = open_classified(args.dataset, args.test_split, items.names, **columns)
     classes, processor = len(items.names), centre_crop_processor(args.image_size)
-    total = args.max_steps or steps_of(args.epochs, len(items), args.total_batch)
+    total = steps_of(args.epochs, len(items), args.total_batch) if args.max_steps is None else args.max_steps
     warmup = warmup_steps(args.warmup_epochs, 5, args.max_steps, len(items), args.total_batch)
     model = build_model(args, items.names).train()
     if args.gradient_checkpointing:

@@ -66,6 +66,9 @@ class Arguments:
 def main(args: Arguments) -> None:
     """Measure, train, measure, keep the best, draw."""
     accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        found = accelerator.num_processes
+        raise ValueError(f"a few pictures are one process's work, found {found}: examples/finetune_sa1b.py takes more")
     set_seed(args.seed)
     name = args.model or default_checkpoint()
     model = EfficientSamModel.from_pretrained(name, dtype=torch.float32)

@@ -137,7 +137,7 @@ def main(args: Arguments) -> None:
     accelerator = start_run(args, "detection", find_unused=True)
     with accelerator.main_process_first():
         items, held_out = build_data(args)
-    total = args.max_steps or steps_of(args.epochs, len(items), args.total_batch)
+    total = steps_of(args.epochs, len(items), args.total_batch) if args.max_steps is None else args.max_steps
     warmup = warmup_steps(args.warmup_epochs, 10, args.max_steps, len(items), args.total_batch)
     model, inputs = build_model(args, items.names)
     model.train()

@@ -134,8 +134,8 @@ class Arguments:
     layer_decay: float = field(
         default=1.0, metadata={"help": "what a layer of the encoder has of the next one's rate"}
     )
-    stem_rate: float = field(
-        default=1.0, metadata={"help": "the convolutional stem's learning rate, as a share of it"}
+    stem_rate: float | None = field(
+        default=None, metadata={"help": "the convolutional stem's learning rate, as a share of it, in place of theirs"}
     )
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "names or patterns of parameters that stay as they are"}
@@ -194,6 +194,7 @@ def build(args: Arguments) -> tuple[EfficientSamModel, EfficientSamProcessor]:
         processor = EfficientSamProcessor.from_pretrained(args.model)
     else:
         config = EfficientSamConfig(**json.loads(Path(args.config).read_text()))
+        config = with_details(config) if args.details else config
         model, processor = EfficientSamModel(config), EfficientSamProcessor.from_model_config(config)
         # The released weights saw pictures shrunk without antialiasing; whoever starts anew need not.
         processor.image_processor.antialias = True
@@ -235,7 +236,7 @@ def main(args: Arguments) -> None:
     set_seed(args.seed)
     sources, held = find_pictures(args)
     count = args.pictures or sum(map(len, sources))
-    max_steps = args.max_steps if args.max_steps is not None else steps_of(args.epochs, count, args.total_batch)
+    max_steps = steps_of(args.epochs, count, args.total_batch) if args.max_steps is None else args.max_steps
 
     model, processor = build(args)
     shares = encoder_shares(

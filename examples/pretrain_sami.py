@@ -60,7 +60,7 @@ class Arguments:
     split: str = field(default="train", metadata={"help": "of the data set"})
     column: str = field(default="image", metadata={"help": "of the data set, with the pictures"})
     pictures: int | None = field(default=None, metadata={"help": "how many the data set has; sources are counted"})
-    variant: str = field(default="tiny", metadata={"help": "size of the encoder: tiny, small or base"})
+    variant: str | None = field(default=None, metadata={"help": "size of the encoder: tiny (default), small or base"})
     config: str | None = field(default=None, metadata={"help": "JSON of an EfficientSamSamiConfig's fields instead"})
     stem: str | None = field(default=None, metadata={"help": "EfficientNet-Lite weights (.pth) the stem starts from"})
     loss: str | None = field(default=None, metadata={"help": "mse or cosine; default: the config's, mse"})
@@ -115,13 +115,15 @@ class Arguments:
             raise ValueError("MAE has no teacher: give either --mae or --teacher, got both")
         if self.cache and (self.mae or self.dataset):
             raise ValueError("--cache stands for the teacher of --sources: give no --mae or --dataset with it")
-        if self.variant not in VARIANTS:
+        if self.variant is not None and self.config is not None:
+            raise ValueError("give either --config or --variant, got both")
+        if self.variant is not None and self.variant not in VARIANTS:
             raise ValueError(f"--variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
 
 
 def build_config(args: Arguments) -> EfficientSamSamiConfig:
     """The student's config, before the teacher has said how many channels it has."""
-    fields = {"vision_config": VARIANTS[args.variant]}
+    fields = {"vision_config": VARIANTS[args.variant or "tiny"]}
     if args.config is not None:
         fields = json.loads(Path(args.config).read_text())
     decoder = fields.get("decoder_config") or {}
@@ -169,7 +171,7 @@ def main(args: Arguments) -> None:
     teacher = build_teacher(args, config, accelerator)
     pictures = find_pictures(args.sources) if args.sources else None
     count = args.pictures or (len(pictures) if pictures else None)
-    max_steps = args.max_steps or steps_of(args.epochs, count, args.total_batch)
+    max_steps = steps_of(args.epochs, count, args.total_batch) if args.max_steps is None else args.max_steps
     warmup = warmup_steps(args.warmup_epochs, 40, args.max_steps, count, args.total_batch)
     peak = args.base_rate * args.total_batch / 256
 
@@ -193,7 +195,7 @@ def main(args: Arguments) -> None:
     accelerator.print(f"{step} of {max_steps} steps done", flush=True)
 
     meter, corrupt = LossMeter(accelerator, checkpoints), CorruptPictures(count)
-    last = min(max_steps, args.stop_at or max_steps)
+    last = max_steps if args.stop_at is None else min(max_steps, args.stop_at)
     bar = tqdm(total=max_steps, initial=step, disable=not accelerator.is_main_process, unit="step")
     start, reported, names = time.monotonic(), step, []
     # A loader that has no batch left is not asked for one.

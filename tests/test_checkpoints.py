@@ -66,6 +66,21 @@ def test_two_and_two_steps_are_four_bit_for_bit(tmp_path: Path):
     assert not any(torch.equal(one, other) for one, other in zip(whole, halfway, strict=True))
 
 
+def test_batches_of_another_size_go_on_from_whole_updates(tmp_path: Path):
+    """Accelerate's own count of batches goes into the state; an update must not begin in the middle after it."""
+    first = Run(tmp_path / "run")
+    first.accelerator.step = 3
+    first.train(1)
+    first.checkpoints.save(1)
+    second = Run(tmp_path / "run")
+    second.accelerator.gradient_accumulation_steps = 2
+    synchronized = []
+    for _ in range(4):
+        with second.accelerator.accumulate(second.model):
+            synchronized.append(second.accelerator.sync_gradients)
+    assert synchronized == [False, True, False, True]
+
+
 def test_an_empty_or_missing_folder_starts_at_zero(tmp_path: Path):
     assert Run(tmp_path).step == 0
     assert Run(tmp_path / "missing").step == 0

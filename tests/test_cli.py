@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from conftest import make_model, tiny_config
 from PIL import Image
 from typer.testing import CliRunner
 
-from efficientsam_cli import app
+from efficientsam_cli import app, one_line_errors
 from efficientsam_cli.arguments import file_name_of
 from efficientsam_hf import VARIANTS, EfficientSamConfig, EfficientSamModel, EfficientSamProcessor, save_for_hub
 from efficientsam_hf.masks_efficientsam import decode_rle
@@ -204,6 +205,15 @@ def test_convert_refuses_other_checkpoints(room):
         assert result.output.startswith("efficientsam: ")
         assert len(result.output.strip().splitlines()) == 1
         assert not Path("out").exists()
+
+
+def test_an_error_without_a_text_is_called_by_its_name(capsys):
+    def fail() -> None:
+        raise TimeoutError
+
+    with pytest.raises(typer.Exit):
+        one_line_errors(fail)()
+    assert capsys.readouterr().err == "efficientsam: TimeoutError\n"
 
 
 def test_help_does_not_wait_for_torch():

@@ -41,6 +41,17 @@ def test_there_and_back_is_bit_equal(checkpoint, official, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_config_that_the_official_layout_does_not_tell_is_named(tmp_path):
+    for fields, words in (
+        ({"window_size": 14}, "window_size: found 14, it is read as 0"),
+        ({"image_size": 512}, "image_size: found 512, it is read as 1024"),
+    ):
+        config = EfficientSamConfig(vision_config={**VARIANTS["tiny"], "num_hidden_layers": 1, **fields})
+        with pytest.raises(ValueError, match=f"an official file has no place for {words}"):
+            save_official(EfficientSamModel(config), tmp_path / "back.pt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_released_zip(checkpoint, tmp_path, official):
     with zipfile.ZipFile(tmp_path / "efficient_sam_micro.pt.zip", "w") as archive:
         archive.write(checkpoint, "weights/efficient_sam_micro.pt")

@@ -118,6 +118,30 @@ def test_weights_with_more_slots_than_they_are_padded_to(tiny, tmp_path):
         assert difference(found.pred_masks, wanted.pred_masks.detach()) < 1e-3
 
 
+def test_nothing_is_answered_with_nothing_and_one_mask_where_one_is_wanted(tiny, exported):
+    with torch.inference_mode():
+        embeddings = tiny.get_image_embeddings(torch.zeros(1, 3, 64, 64))
+        for given in ({"input_boxes": torch.zeros(1, 0, 4)}, {"input_points": torch.full((1, 2, 1, 2), 30.0)}):
+            for several in (True, False):
+                inputs = {**given, "image_embeddings": embeddings, "multimask_output": several}
+                wanted, found = tiny(**inputs), exported(**inputs)
+                assert found.pred_masks.shape == wanted.pred_masks.shape
+                torch.testing.assert_close(found.iou_scores, wanted.iou_scores, atol=1e-4, rtol=1e-3)
+    assert exported.get_image_embeddings(torch.zeros(0, 3, 64, 64)).shape == (0, 16, 4, 4)
+
+
+def test_halves_are_exported_as_what_the_manifest_says(tiny, tiny_processor, tmp_path):
+    """As the bundled weights are stored; and each file holds its own part of the weights alone."""
+    half = copy.deepcopy(tiny).half()
+    manifest = writing.export_model(half, tiny_processor, tmp_path / "new", to="torch-export")
+    assert (manifest.dtype, half.dtype) == ("float32", torch.float16)
+    with pytest.raises(ValueError, match="torch has one number of threads for all, found threads=3"):
+        ExportedEfficientSam(tmp_path / "new", threads=3)
+    parts = {name: set(torch.export.load(tmp_path / "new" / f"{name}.pt2").state_dict) for name in manifest.graphs}
+    assert all("mask_decoder" not in key for key in parts["vision_encoder"])
+    assert all("vision_encoder" not in key for key in parts["mask_decoder"])
+
+
 @pytest.mark.parametrize(
     "prompts",
     [

@@ -20,7 +20,7 @@ from efficientsam_hf.evaluation.held_out import score_held_out
 from efficientsam_hf.loss_efficientsam import segmentation_loss
 from efficientsam_hf.modeling_efficientsam import EfficientSamMaskDecoderOutput, best_mask
 from efficientsam_hf.training.finetuning import InteractiveSegmentation
-from efficientsam_hf.training.optimization import set_learning_rate, warmup_cosine
+from efficientsam_hf.training.optimization import freeze, set_learning_rate, warmup_cosine
 from efficientsam_hf.training.recipes import PromptRecipe
 
 SIDE, STEPS = 192, 400  # of a picture to learn by heart, at most
@@ -288,6 +288,16 @@ def test_mixed_precision_changes_little(model, pixels, labels):
     assert mixed["loss"] != exact["loss"]
     torch.testing.assert_close(mixed["loss"], exact["loss"], rtol=0.05, atol=0)
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_a_later_task_reaches_what_an_earlier_one_did_not():
+    """More prompts reach more of a model; what its user froze stays frozen."""
+    model = make_model(tiny_config(mask_prompts=True))
+    freeze(model, ["vision_encoder.*"])
+    for rounds, trained in ((1, False), (3, True), (1, False)):
+        InteractiveSegmentation(model, PromptRecipe(rounds=rounds))
+        assert {part.requires_grad for part in model.prompt_encoder.mask_embedding.parameters()} == {trained}
+        assert not any(part.requires_grad for part in model.vision_encoder.parameters())
 
 
 @pytest.mark.parametrize("rounds", [0, 6])

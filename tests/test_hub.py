@@ -28,7 +28,9 @@ from efficientsam_hf import (
     EfficientSamProcessor,
     EfficientSamVisionModel,
     hub,
+    load_checkpoint,
 )
+from efficientsam_hf.hub import with_front_matter
 
 
 def answers(folder: str, photo: str, names: str, trust_remote_code: bool) -> dict:
@@ -329,6 +331,17 @@ def test_card_says_what_the_hub_asks(folders):
 def test_the_hub_files_a_model_by_what_it_is_for(kind, folders):
     task = "image-classification" if kind == "classification" else "image-feature-extraction"
     assert ModelCard.load(folders / kind / "README.md").data.pipeline_tag == task
+
+
+def test_front_matter_that_is_no_yaml_is_named():
+    with pytest.raises(ValueError, match=r"the front matter of the card \(README\.md\) is no YAML: mapping values"):
+        with_front_matter("---\nlicense: mit: yes\n---\n# A model\n")
+
+
+@pytest.mark.parametrize("device", ["meta", "nothing"])
+def test_a_device_without_memory_is_named(device):
+    with pytest.raises(ValueError, match=f"device {device}: no such device here"):
+        load_checkpoint(device=device)
 
 
 def test_card_keeps_its_own_front_matter():

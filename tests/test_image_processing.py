@@ -3,7 +3,11 @@
 import base64
 import io
 import json
+import socket
+import threading
 import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import PIL.Image
@@ -303,7 +307,7 @@ def test_files_text_and_urls(raw, kind, tmp_path, monkeypatch):
     path = tmp_path / "noise.png"
     PIL.Image.fromarray(COLOUR).save(path)
     text = base64.b64encode(path.read_bytes()).decode()
-    monkeypatch.setattr(pictures_efficientsam, "load_image", lambda url: PIL.Image.open(path))
+    monkeypatch.setattr(pictures_efficientsam, "urlopen", lambda request, timeout: path.open("rb"))
     sources = {
         "path": path,
         "string": str(path),
@@ -431,14 +435,38 @@ def test_an_empty_list(processor):
         processor([])
 
 
-def test_a_url_that_gives_no_picture(processor, monkeypatch):
-    def fail(url):
-        raise RuntimeError("connection\nrefused")
+@pytest.fixture
+def address(tmp_path):
+    """Of a server that gives what lies in a folder."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
-    monkeypatch.setattr(pictures_efficientsam, "load_image", fail)
-    with pytest.raises(ValueError, match="connection refused") as error:
-        processor("https://example.org/photo.jpg")
-    assert one_line(error).startswith("https://example.org/photo.jpg: ")
+
+def test_a_url_gives_the_pixels_of_its_file(raw, address, tmp_path):
+    PIL.Image.fromarray(np.full((4, 5), 32896, np.uint16)).save(tmp_path / "grey.png")
+    assert eight_bits(raw, f"{address}/grey.png").tolist() == eight_bits(raw, tmp_path / "grey.png").tolist()
+    assert eight_bits(raw, f"{address}/grey.png").max() == 128
+
+
+def test_a_url_that_gives_no_picture(processor, address, tmp_path):
+    with pytest.raises(ConnectionError, match=r"/no\.jpg: HTTP Error 404: File not found") as error:
+        processor(f"{address}/no.jpg")
+    assert one_line(error).startswith(address)
+    (tmp_path / "page.jpg").write_text("<html>")
+    with pytest.raises(ValueError, match=r"page\.jpg: cannot be read as a picture: its address gives something else"):
+        processor(f"{address}/page.jpg")
+
+
+def test_a_silent_address_is_given_up(processor, monkeypatch):
+    monkeypatch.setattr(pictures_efficientsam, "SILENCE", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(ConnectionError, match=r"a\.png: .*timed out"),
+    ):
+        processor(f"http://127.0.0.1:{silent.getsockname()[1]}/a.png")
 
 
 def test_without_conversion_only_rgb_is_taken(processor):

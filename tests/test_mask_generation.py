@@ -478,6 +478,13 @@ def test_crops_are_encoded_beside_the_known_whole(tiny):
     assert torch.equal(again, embeddings)
 
 
+def test_embeddings_can_be_trained_on(tiny):
+    options = {**EVERYTHING, "points_per_side": 4, "return_embeddings": True}
+    for photo in (make_photo(), [make_photo()]):
+        _, embeddings = segment_everything(*tiny, photo, **options)
+        torch.nn.Linear(4, 1)(embeddings[0] if isinstance(photo, list) else embeddings).sum().backward()
+
+
 def test_embeddings_of_another_precision(tiny):
     options = {**EVERYTHING, "points_per_side": 4}
     _, embeddings = segment_everything(*tiny, make_photo(), return_embeddings=True, **options)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import make_model, tiny_config
+from conftest import make_model, stem_config, tiny_config
 from torch import nn
 
 from efficientsam_hf.training.optimization import (
@@ -169,3 +169,8 @@ def test_deeper_layers_of_the_encoder_learn_faster(model):
     names = list(encoder_shares(11, stem=0.1, layer_decay=0.5))
     assert names[0].endswith("patch_embedding.blocks.")
     assert all(name.endswith(".") for name in names)
+    stem = make_model(stem_config())
+    groups = parameter_groups(nn.ModuleDict({"model": stem}), 0.1, encoder_shares(2, encoder=0.5, layer_decay=0.8))
+    rates = {id(part): group["rate_share"] for group in groups for part in group["params"]}
+    blocks = stem.vision_encoder.embeddings.patch_embedding.blocks.parameters()
+    assert {rates[id(part)] for part in blocks} == {0.5 * 0.8**3}, "as the embeddings they are part of"

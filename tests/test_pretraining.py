@@ -344,6 +344,7 @@ def test_accelerate_reads_the_launch_files(path):
         ({"sources": ["a"], "dataset": "b"}, "give either --sources or --dataset, got both"),
         ({"dataset": "b"}, "give --pictures or --max_steps, got neither"),
         ({"sources": ["a"], "mae": True, "teacher": "sam"}, "give either --mae or --teacher, got both"),
+        ({"sources": ["a"], "variant": "base", "config": "b"}, "give either --config or --variant, got both"),
         ({"sources": ["a"], "variant": "huge"}, "--variant must be one of tiny, small, base, got 'huge'"),
     ],
 )

@@ -540,3 +540,10 @@ def test_masks_go_out_through_the_image_processor(processor):
 
 def test_pillow_pictures_pass_through(processor, image):
     assert torch.equal(processor(PIL.Image.fromarray(image)).pixel_values, processor(image).pixel_values)
+
+
+def test_without_images_their_options_are_refused(processor):
+    """A misspelt prompt among them, which would be left out of the answer."""
+    for name, value in (("input_box", [[[1, 1, 9, 9]]]), ("size", 256)):
+        with pytest.raises(TypeError, match=f"wanted no {name} without images"):
+            processor(original_sizes=[[40, 60]], input_points=[[[[30, 20]]]], **{name: value})

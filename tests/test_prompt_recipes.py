@@ -103,9 +103,10 @@ def test_what_never_shows_an_answer_leaves_the_mask_prompts_alone(pixels, labels
 
 
 @pytest.mark.parametrize("chance", [-0.1, 1.5])
-def test_a_chance_is_a_share(chance):
-    with pytest.raises(ValueError, match=f"answer_chance must be 0 to 1, got {chance}"):
-        InteractiveSegmentation(able_model(), PromptRecipe(answer_chance=chance))
+@pytest.mark.parametrize("name", ["box_chance", "answer_chance", "answered_share"])
+def test_a_chance_is_a_share(name, chance):
+    with pytest.raises(ValueError, match=f"{name} must be 0 to 1, got {chance}"):
+        InteractiveSegmentation(able_model(), PromptRecipe(**{name: chance}))
 
 
 def test_the_mask_prompt_of_the_released_weights_is_none(pixels, labels):  # noqa: F811

@@ -297,6 +297,11 @@ def test_what_is_no_mask_is_said(tmp_path: Path):
     write(tmp_path, {"images/a.jpg": picture, "masks/a.png": png(noise)})
     with pytest.raises(ValueError, match=r"masks/a\.png has \d+ values, wanted a label map of at most 1000 objects"):
         find_labelled_pictures(str(tmp_path))[0].read_annotations()
+    soft = Image.fromarray(255 * masks[0].astype(np.uint8)).resize((640, 480)).resize((80, 60), Image.Resampling.BOX)
+    soft = np.asarray(soft.rotate(30, Image.Resampling.BICUBIC))
+    (tmp_path / "masks/a.png").write_bytes(png(soft))
+    with pytest.raises(ValueError, match=r"masks/a\.png is mostly 255, with \d+ other values: .* edges are soft"):
+        find_labelled_pictures(str(tmp_path))[0].read_annotations()
     (tmp_path / "masks/a.png").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"masks/a\.png in .* is no readable mask"):
         find_labelled_pictures(str(tmp_path))[0].read_annotations()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import datasets
 import numpy as np
@@ -77,6 +78,9 @@ def test_folders_are_classes(room):  # noqa: F811
     assert len(items) == 6
     for image, label in (items[index] for index in range(6)):
         assert np.abs(np.asarray(image).mean((0, 1)) - COLORS[items.names[label]]).max() < 8
+    assert len(open_classified(str(room / "classes" / "train"), "test", whole=True)) == 6
+    with pytest.raises(FileNotFoundError, match=r"has no folder 'Train' for its split: found .*train"):
+        open_classified(str(room / "classes"), "Train")
     with pytest.raises(ValueError, match=r"folders named by class, found .*0\.png"):
         ClassFolder(room / "classes" / "train" / "red")
 
@@ -245,8 +249,24 @@ def test_pictures_without_instances_are_for_evaluation(room, tmp_path):  # noqa:
 def test_a_picture_of_another_size_is_named(room, tmp_path):  # noqa: F811
     change_json(room, tmp_path / "wrong.json", lambda c: c["images"][0].update(height=32))
     items = CocoInstances(tmp_path / "wrong.json", room / "coco" / "pictures")
-    with pytest.raises(ValueError, match=r"0\.png is 64 x 64, the JSON has 32 x 64|size"):
+    with pytest.raises(CorruptPictureError, match=r"0\.png: the picture is 64 x 64, the JSON has 32 x 64"):
         items[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ([["a", "b", "c", "d", "e", "f"]], "0.png: corners of polygons must be numbers"),
+        ({"size": [64, 64], "counts": [10, 20]}, "0.png: run lengths of a 64 x 64 mask want to add up to 4096"),
+        ({"size": [32, 64], "counts": [2048]}, "0.png: the mask is 32 x 64, the JSON has 64 x 64"),
+    ],
+)
+def test_a_broken_shape_costs_its_picture_alone(shape, words, room, tmp_path):  # noqa: F811
+    change_json(room, tmp_path / "wrong.json", lambda c: c["annotations"][0].update(segmentation=shape))
+    items = CocoInstances(tmp_path / "wrong.json", room / "coco" / "pictures")
+    with pytest.raises(CorruptPictureError, match=re.escape(words)):
+        items[0]
+    assert EpochSamples(items, InstanceSample(ScaleJitter(32)), length=1)[0]
 
 
 def test_instances_of_a_data_set_of_the_hub():

@@ -170,6 +170,9 @@ def test_loaded_by_name(tmp_path, pictures):
     assert isinstance(load_teacher(str(tmp_path / "d"), 56), VisionTeacher)
     with pytest.raises(ValueError, match=r"a\.onnx: say which output holds the features"):
         load_teacher("a.onnx", 64)
+    for source in (str(tmp_path / "d"), "a.onnx"):
+        with pytest.raises(ValueError, match="only an encoder of SAM has features before its neck, found"):
+            load_teacher(source, 56, after_neck=False)
 
 
 # --------------------------------------------------------------------------------------------------------------------

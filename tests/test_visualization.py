@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageFilter
 
 from efficientsam_hf import draw_everything, draw_segmentation
@@ -119,6 +120,14 @@ def test_the_photo_itself_is_left_alone(photo, masks):
     image = Image.fromarray(photo)
     draw_segmentation(image, masks, points=[[20, 20]], boxes=[[1, 1, 30, 30]])
     assert np.array_equal(np.asarray(image), photo)
+
+
+def test_logits_are_refused(photo, masks):
+    for draw in (draw_segmentation, draw_everything):
+        with pytest.raises(ValueError, match="compare logits with a threshold first"):
+            draw(photo, np.where(masks, 5.0, -5.0))
+    drawn = draw_everything(photo, torch.from_numpy(np.asarray(masks)))
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(draw_everything(photo, masks)))
 
 
 def test_no_mask_and_an_empty_mask(photo):

@@ -36,7 +36,8 @@ def one_line_errors(command: Callable) -> Callable:
         try:
             command(*args, **kwargs)
         except (ValueError, OSError) as error:
-            typer.echo(f"efficientsam: {str(error).strip().splitlines()[0]}", err=True)
+            reason = str(error).strip() or type(error).__name__
+            typer.echo(f"efficientsam: {reason.splitlines()[0]}", err=True)
             raise typer.Exit(2) from error
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]

@@ -297,7 +297,7 @@ def serve(blocks: gr.Blocks, limits: Limits | None = None, **options: Any) -> tu
         primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"]
     )
     return blocks.queue(max_size=100).launch(
-        max_file_size=f"{limits.megabytes:g}mb",
+        max_file_size=round(limits.megabytes * 2**20),
         state_session_capacity=MOST_VISITORS,
         theme=theme,
         css=(PAGE / "style.css").read_text(),

@@ -30,8 +30,8 @@ def probe(
     from efficientsam_hf.training.encoders import load_encoder_model
 
     place = place_of(device)
-    known = open_classified(train, train_split)
-    asked = open_classified(test, test_split, known.names)
+    known = open_classified(train, train_split, whole=True)
+    asked = open_classified(test, test_split, known.names, whole=True)
     encoder = load_encoder_model(EfficientSamForImageClassification, model or str(default_checkpoint()))
     encoder = encoder.to(place).eval()
     processor = centre_crop_processor(image_size)

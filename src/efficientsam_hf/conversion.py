@@ -4,6 +4,7 @@ The released `efficient_sam_vitt.pt` and `efficient_sam_vits.pt` (the latter com
 `{"model": state_dict}`. `NAMES` is the only place that knows both layouts.
 """
 
+import json
 import math
 import re
 import tempfile
@@ -68,6 +69,17 @@ NAMES = [
     ("mask_decoder.iou_prediction_head.layers.{}.0.{}", "mask_decoder.iou_head.layers.{}.{}"),
     ("mask_decoder.iou_prediction_head.fc.{}", "mask_decoder.iou_head.layers.2.{}"),
 ]
+# Fields of a config on which no answer depends.
+NOT_ANSWERING = {
+    "attention_dropout",
+    "drop_path_rate",
+    "initializer_range",
+    "pooling",
+    "pyramid_channels",
+    "single_mask_token",
+    "_out_features",
+    "_out_indices",
+}
 
 
 def rename(key: str, rows: list[tuple[str, str]]) -> str | None:
@@ -205,8 +217,31 @@ def convert(path: str | Path, config: EfficientSamConfig | None = None) -> Effic
     return model.eval()
 
 
+def check_told(config: EfficientSamConfig, state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse a config that an official state dict does not tell: who reads it would have another model.
+
+    Of sizes that were never released it tells none, and whoever reads them gives it.
+    """
+    try:
+        told = read_config(state_dict)
+    except ValueError:
+        return
+    for part in ("vision_config", "prompt_encoder_config", "mask_decoder_config"):
+        own, others = getattr(config, part), getattr(told, part)
+        for name in sorted(set(type(own).__annotations__) - NOT_ANSWERING):
+            # As JSON, where tuples are lists.
+            found, wanted = json.dumps(getattr(own, name)), json.dumps(getattr(others, name))
+            if found != wanted:
+                raise ValueError(f"an official file has no place for {name}: found {found}, it is read as {wanted}")
+
+
 def save_official(model: EfficientSamModel, path: str | Path) -> None:
-    """Write the model as an official `.pt` file, for people whose tools need that layout."""
+    """Write the model as an official `.pt` file, for people whose tools need that layout.
+
+    Raises:
+        ValueError: for weights or a config that the layout has no place for, such as windows.
+    """
     state_dict = to_official({key: tensor.float().cpu() for key, tensor in model.state_dict().items()})
+    check_told(model.config, state_dict)
     with written_together([Path(path)]) as (part,):
         torch.save({"model": state_dict}, part)

@@ -20,6 +20,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.image_processing_utils import BaseImageProcessor
+from yaml import YAMLError
 
 from .configuration_efficientsam import EfficientSamConfig
 from .exported.manifest import is_exported
@@ -98,7 +99,7 @@ def load_checkpoint(
         raise OSError(f"{source}: {fault}: {str(error).strip()}") from error
     if found != EfficientSamConfig.model_type:
         raise ValueError(f"{source} holds a model of type {found!r}, wanted {EfficientSamConfig.model_type!r}")
-    device = find_device(device or fastest_device())
+    device = find_device(fastest_device() if device is None else device)
     dtype = torch.float32 if dtype == "auto" and device.type == "cpu" else dtype
     model = load_weights(source, dtype).to(device)
     return model.eval(), EfficientSamProcessor.from_pretrained(source)
@@ -133,7 +134,10 @@ def find_device(device: str | torch.device) -> torch.device:
         ValueError: if there is no such device.
     """
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type == "meta":
+            raise RuntimeError("wanted one that has memory")
+        return found
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device}: no such device here: {str(error).splitlines()[0]}") from error
 
@@ -269,7 +273,11 @@ def module_name(model: PreTrainedModel) -> str:
 
 def with_front_matter(text: str, task: str = TASKS["AutoModelForMaskGeneration"]) -> str:
     """The card with all of `CARD_DATA`, and its task, in its front matter; what its author wrote there stays."""
-    card = ModelCard(text if text.startswith("---") else f"---\nlibrary_name: transformers\n---\n\n{text}")
+    try:
+        card = ModelCard(text if text.startswith("---") else f"---\nlibrary_name: transformers\n---\n\n{text}")
+    except YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the front matter of the card (README.md) is no YAML: {reason}") from error
     for key, value in {**CARD_DATA, "pipeline_tag": task}.items():
         if card.data.get(key) is None:
             card.data[key] = value

@@ -27,7 +27,6 @@ from .visualization import draw_records
 from .written_files import check_outputs, keep_settings, written_together
 
 
-@torch.inference_mode()
 def segment_everything(
     model: EfficientSamModel,
     processor: EfficientSamProcessor,
@@ -70,11 +69,13 @@ def segment_everything(
             find_objects(model, processor, one, known, settings) for one, known in zip(image, embeddings, strict=True)
         ]
         all_records = [records for records, _ in found]
-        return (all_records, [embedded for _, embedded in found]) if return_embeddings else all_records
+        # Copies, as all answers are no inference tensors.
+        return (all_records, [embedded.clone() for _, embedded in found]) if return_embeddings else all_records
     records, embeddings = find_objects(model, processor, image, image_embeddings, settings)
-    return (records, embeddings) if return_embeddings else records
+    return (records, embeddings.clone()) if return_embeddings else records
 
 
+@torch.inference_mode()
 def find_objects(
     model: EfficientSamModel,
     processor: EfficientSamProcessor,
@@ -191,7 +192,7 @@ def segment_folder(
             segment_file(model, processor, path, output / f"{path.stem}.png", output / f"{path.stem}.json", **options)
             done[path.stem] = read_masks(output / f"{path.stem}.json")
         except (ValueError, OSError) as error:
-            return str(error).strip().splitlines()[0]
+            return f"{path}: {type(error).__name__}" if not str(error).strip() else str(error).strip().splitlines()[0]
         return None
 
     to_do = [path for name, path in pictures.items() if name not in done]

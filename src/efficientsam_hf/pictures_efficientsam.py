@@ -3,7 +3,9 @@
 import base64
 import io
 import os
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import PIL.ExifTags
@@ -12,12 +14,12 @@ import PIL.ImageOps
 import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
-from transformers.image_utils import load_image
 
 #: What is read as a picture.
 Picture = str | os.PathLike | PIL.Image.Image | np.ndarray | Tensor
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB and alpha
+SILENCE = 60  # seconds that a server may take for a part of its answer
 
 
 def read_picture(
@@ -33,6 +35,7 @@ def read_picture(
 
     Raises:
         FileNotFoundError: if the text is no file, URL or picture.
+        ConnectionError: if a URL does not give its file.
         ValueError: if there is something else that is no picture.
     """
     name = (getattr(source, "filename", "") or name) if isinstance(source, PIL.Image.Image) else name
@@ -48,7 +51,7 @@ def read_picture(
         if not isinstance(source, Tensor):
             raise ValueError(f"wanted a path, URL, PIL picture, array or tensor, found {type(source).__name__}")
         return arrange_channels(source, input_data_format, is_array, to_rgb)
-    except (FileNotFoundError, MemoryError):
+    except (FileNotFoundError, ConnectionError, MemoryError):
         raise
     except UnidentifiedImageError as fault:
         found = "its address gives something else" if "://" in name else "no format that Pillow knows"
@@ -60,7 +63,7 @@ def read_picture(
 def open_picture(text: str) -> PIL.Image.Image:
     """A path, a URL or base64 text (with or without `data:image/...;base64,`) -> a picture, not decoded yet."""
     if text.startswith(("http://", "https://")):
-        return load_image(text)
+        return PIL.Image.open(io.BytesIO(download(text)))
     if os.path.exists(text):
         return PIL.Image.open(io.BytesIO(Path(text).read_bytes()))
     encoded = text.split(",", 1)[-1] if text.startswith("data:image/") else text
@@ -68,6 +71,19 @@ def open_picture(text: str) -> PIL.Image.Image:
         return PIL.Image.open(io.BytesIO(base64.b64decode("".join(encoded.split()), validate=True)))
     except (ValueError, UnidentifiedImageError):
         raise FileNotFoundError(f"{text[:200]}: no such file, and neither a URL nor a base64 picture") from None
+
+
+def download(address: str) -> bytes:
+    """What lies at a URL, as it is.
+
+    Raises:
+        ConnectionError: if nobody answers, or with anything but the file.
+    """
+    try:
+        with urlopen(Request(address, headers={"User-Agent": "efficientsam-hf"}), timeout=SILENCE) as answer:
+            return answer.read()
+    except (OSError, HTTPException, ValueError) as fault:
+        raise ConnectionError(f"{address[:200]}: {' '.join(str(fault).split()) or type(fault).__name__}") from fault
 
 
 def upright_pixels(picture: PIL.Image.Image, to_rgb: bool) -> np.ndarray:
@@ -140,6 +156,8 @@ def eight_bits_or_floats(pixels: Tensor) -> Tensor:
         return ((pixels.int() + 128) // 257).byte()
     if pixels.dtype == torch.bool:
         return pixels.byte() * 255
+    if pixels.dtype in (torch.uint32, torch.uint64):
+        pixels = pixels.long()  # torch has no comparisons of these
     if pixels.dtype != torch.uint8 and (pixels.min() < 0 or pixels.max() > 255):
         raise ValueError(f"integers of {pixels.dtype} want 0 to 255, found {pixels.min()} to {pixels.max()}")
     return pixels.byte()

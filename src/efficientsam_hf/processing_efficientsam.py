@@ -181,6 +181,7 @@ class EfficientSamProcessor(ProcessorMixin):
             `labels` (B, Q, height / 4, width / 4) if there are maps.
 
         Raises:
+            TypeError: for an argument that nothing knows, and without images for the image processor's.
             ValueError: for a prompt that cannot be meant, or that the weights never learnt.
         """
         data = self.prepare_images(images, original_sizes, kwargs)
@@ -201,6 +202,8 @@ class EfficientSamProcessor(ProcessorMixin):
         """`pixel_values` and `original_sizes` of the images, or the sizes alone."""
         if images is None and original_sizes is None:
             raise ValueError("wanted images or original_sizes, found neither")
+        if images is None and kwargs:
+            raise TypeError(f"wanted no {', '.join(kwargs)} without images: found original_sizes and prompts")
         if images is None:
             return {"original_sizes": read_sizes(original_sizes)}
         data = dict(self.image_processor(images, **kwargs))

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from torch import Tensor
 
 from .mask_drawing import decode_box
+from .masks_efficientsam import as_booleans
 from .prompts_efficientsam import NO_BOX, NO_POINT, gather_prompts, one_image
 
 # Bright, far apart in hue and for colour-blind eyes too (after Okabe and Ito, 2008), repeated when they run out.
@@ -45,10 +47,10 @@ def draw_segmentation(
         opacity: Of the colours, 0 to 1.
 
     Raises:
-        ValueError: if photo and masks differ in size, or points and labels in number.
+        ValueError: if photo and masks differ in size, or points and labels in number, and for logits.
     """
     photo = (photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
-    masks = np.asarray(masks.cpu() if hasattr(masks, "cpu") else masks, dtype=bool)
+    masks = as_booleans(np.asarray(masks.cpu() if hasattr(masks, "cpu") else masks)).numpy()
     if masks.ndim != 3 or masks.shape[1:] != (photo.height, photo.width):
         raise ValueError(f"masks must be (N, {photo.height}, {photo.width}) like the photo, got {masks.shape}")
     unit = max(photo.size) / 640  # Line widths grow with the photo, so that it looks alike at any size.
@@ -71,7 +73,7 @@ def draw_segmentation(
 
 def draw_everything(
     photo: Image.Image | np.ndarray,
-    masks: Iterable[np.ndarray],
+    masks: Iterable[np.ndarray | Tensor],
     opacity: float = 0.5,
     corners: Iterable[tuple[int, int]] | None = None,
 ) -> Image.Image:
@@ -89,7 +91,7 @@ def draw_everything(
         # Steps of the golden ratio around the circle of hues never come back to where they were.
         hue, value = index * 0.618034 % 1, 1.0 - 0.25 * (index % 3) / 2
         color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))
-        area = as_image(mask)
+        area = as_image(as_booleans(mask).cpu().numpy())
         if (box := area.getbbox()) is None:
             continue
         # Around the mask alone: most are small, and there may be hundreds.

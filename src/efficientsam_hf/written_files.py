@@ -1,8 +1,8 @@
 """Files and folders that are there whole or not at all."""
 
-import hashlib
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -38,11 +38,10 @@ def written_together(paths: list[Path]) -> Iterator[list[Path]]:
 
 
 def hidden_beside(place: Path) -> Path:
-    """A hidden name beside a file's, of the same suffix; a digest where its own would become too long."""
-    name = f".{place.stem}.part{place.suffix}"
-    if len(os.fsencode(name)) > LONGEST_NAME:
-        name = f".{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}.part{place.suffix}"
-    return place.with_name(name)
+    """A hidden name beside a file's, of the same suffix and nobody else's; without its own where that is too long."""
+    own = secrets.token_hex(4)  # or two that write the same file would take away each other's
+    name = f".{place.stem}.{own}.part{place.suffix}"
+    return place.with_name(name if len(os.fsencode(name)) <= LONGEST_NAME else f".{own}.part{place.suffix}")
 
 
 def check_place(path: Path) -> Path:

@@ -89,12 +89,34 @@ class ClassColumn(Sequence):
 
 
 def open_classified(
-    source: str, split: str, names: Sequence[str] | None = None, image: str = "image", label: str = "label"
+    source: str,
+    split: str,
+    names: Sequence[str] | None = None,
+    image: str = "image",
+    label: str = "label",
+    whole: bool = False,
 ) -> ClassFolder | ClassColumn:
-    """A local folder or tar of class folders (or `source/split`, if there is one), else a data set of the Hub."""
+    """A split of a local folder, with its class folders in `source/split`, or of a data set of the Hub.
+
+    Args:
+        source: Folder or Hub id.
+        split: Name of the split.
+        names: The classes by their numbers; as they are found if None.
+        image: Column of a data set of the Hub with the pictures.
+        label: Its column with the classes.
+        whole: Take a local folder without such a split, or a tar, for the split itself.
+
+    Raises:
+        FileNotFoundError: if a local folder has no such split.
+    """
     path = Path(source)
+    if (path / split).is_dir():
+        return ClassFolder(path / split, names)
+    if path.exists() and not whole:
+        found = sorted(folder.name for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else ["a file"]
+        raise FileNotFoundError(f"{source} has no folder {split!r} for its split: found {', '.join(found) or 'none'}")
     if path.exists():
-        return ClassFolder(path / split if (path / split).is_dir() else path, names)
+        return ClassFolder(path, names)
     from datasets import load_dataset
 
     return ClassColumn(load_dataset(source, split=split), image, label, names)

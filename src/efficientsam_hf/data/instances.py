@@ -81,15 +81,22 @@ class CocoInstances(Sequence):
     def __getitem__(self, index: Any) -> Any:
         """An `InstancePicture`."""
         image, blob, rows = self.pictures[index]
-        size = (image["height"], image["width"])
-        found = [(run_lengths(row["segmentation"], size), self.numbers[row["category_id"]]) for row in rows]
-        pairs = [(decode_rle(rle).numpy(), number) for rle, number in found if rle is not None]
+        name, size = file_names(image)[0], (image["height"], image["width"])
+        try:
+            found = [(run_lengths(row["segmentation"], size), self.numbers[row["category_id"]]) for row in rows]
+            pairs = [(decode_rle(rle).numpy(), number) for rle, number in found if rle is not None]
+        except ValueError as error:
+            raise CorruptPictureError(f"{name}: {error}") from error
+        picture = decode_picture(name, blob.read())
+        for what, shape in [
+            ("picture", (picture.height, picture.width)),
+            *(("mask", mask.shape) for mask, _ in pairs),
+        ]:
+            if shape != size:
+                raise CorruptPictureError(
+                    f"{name}: the {what} is {shape[0]} x {shape[1]}, the JSON has {size[0]} x {size[1]}"
+                )
         masks = np.stack([mask for mask, _ in pairs]) if pairs else np.zeros((0, *size), dtype=bool)
-        picture = decode_picture(file_names(image)[0], blob.read())
-        if (picture.height, picture.width) != size:
-            raise CorruptPictureError(
-                f"{file_names(image)[0]} is {picture.height} x {picture.width}, the JSON has {size[0]} x {size[1]}"
-            )
         return InstancePicture(image["id"], picture, masks, np.array([number for _, number in pairs], dtype=np.int64))
 
 

@@ -20,6 +20,7 @@ from .sa1b import LabelledPicture
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VOID = 255  # PASCAL VOC's border between objects
 MOST_OBJECTS = 1000  # in a label map; a picture that has lost its few exact values to JPEG or resizing has more
+MOST_BESIDE_VOID = 32  # values of 8 bits, where the void is more than all objects together; soft edges have more
 logger = logging.getLogger(__name__)
 
 
@@ -69,6 +70,12 @@ def label_values(name: str, labels: np.ndarray) -> list[int]:
         raise ValueError(f"{name} has {len(values)} values, wanted a label map of at most {MOST_OBJECTS} objects")
     if labels.dtype != np.uint8 or values == [VOID]:
         return values
+    void = np.count_nonzero(labels == VOID)
+    if len(values) > MOST_BESIDE_VOID and 2 * void > np.count_nonzero(labels):
+        raise ValueError(
+            f"{name} is mostly {VOID}, with {len(values) - 1} other values: wanted a label map, found a mask whose "
+            "edges are soft (above 127 it is the object)"
+        )
     return [value for value in values if value != VOID]
 
 

@@ -1,6 +1,6 @@
 """RandAugment: a few random changes of a picture's colours and shape, all of one strength.
 
-Cubuk et al., 2020. The fourteen changes and their ranges are those that ImageNet recipes use since DeiT: a stronger
+Cubuk et al., 2020. The fifteen changes and their ranges are those that ImageNet recipes use since DeiT: a stronger
 magnitude always changes more.
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .images import find_pictures
+from .images import CorruptPictureError, find_pictures
 from .packed_items import PackedItems
 from .scale_jitter import ScaleJitter
 
@@ -81,7 +81,8 @@ class SemanticFolder(Sequence):
         image = self.images[index].read()
         if (image.height, image.width) != classes.shape:
             wanted = f"{image.height} x {image.width}"
-            raise ValueError(f"{self.maps[index].name} is {classes.shape[0]} x {classes.shape[1]}, wanted {wanted}")
+            found = f"{classes.shape[0]} x {classes.shape[1]}"
+            raise CorruptPictureError(f"{self.maps[index].name} is {found}, wanted {wanted}")
         return SemanticPicture(image, classes)
 
 

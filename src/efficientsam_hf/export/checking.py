@@ -37,7 +37,7 @@ def compare(
     wanted = model(**inputs)
     answers = [(exported(**inputs), wanted)]
     if model.config.prompt_encoder_config.mask_prompts:
-        again = {name: value[:, :2] for name, value in inputs.items() if name != "pixel_values"}
+        again: dict[str, Any] = {name: value[:, :2] for name, value in inputs.items() if name != "pixel_values"}
         again |= {"image_embeddings": wanted.image_embeddings, "input_masks": wanted.pred_masks[:, :2, 0]}
         answers.append((exported(**again), model(**again)))
     names = ("image_embeddings", "iou_scores", "pred_masks")
@@ -51,7 +51,7 @@ def compare(
     }
 
 
-def example_inputs(processor: EfficientSamProcessor, photo: Any) -> dict[str, Tensor]:
+def example_inputs(processor: EfficientSamProcessor, photo: Any) -> dict[str, Any]:
     """A photo, its mirror image, and prompts of every kind, as the model takes them."""
     pixels = read_picture(photo)
     height, width = pixels.shape[-2:]

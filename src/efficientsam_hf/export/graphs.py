@@ -19,16 +19,22 @@ from ..modeling_efficientsam import NO_POINT, EfficientSamModel
 MOST_PICTURES, MOST_PROMPTS = 1024, 65536
 
 
+def plain_copy(model: EfficientSamModel) -> EfficientSamModel:
+    """The model as graphs are traced, in float32 on the CPU; a copy where it is another."""
+    plain = model.dtype == torch.float32 and model.device.type == "cpu"
+    return model if plain else copy.deepcopy(model).float().cpu()
+
+
 class VisionEncoderGraph(nn.Module):
     """Pictures (B, 3, H, W), normalised -> embeddings (B, C, h, w), both float32 whatever the weights are."""
 
     def __init__(self, model: EfficientSamModel):
         super().__init__()
-        self.model = model
+        self.vision_encoder = model.vision_encoder  # alone: torch.export saves all weights, used or not
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """The whole graph."""
-        return self.model.get_image_embeddings(pixel_values.to(self.model.dtype)).float()
+        return self.vision_encoder(pixel_values.to(self.vision_encoder.dtype)).last_hidden_state.float()
 
 
 class MaskDecoderGraph(nn.Module):
@@ -43,6 +49,7 @@ class MaskDecoderGraph(nn.Module):
     def __init__(self, model: EfficientSamModel):
         super().__init__()
         self.model = copy.deepcopy(model)
+        del self.model.vision_encoder
         prompts: Any = self.model.config.prompt_encoder_config
         self.filled, self.shares = prompts.filled_slots, prompts.padded_prompt_points is not None
         prompts.max_prompt_points += 1

@@ -26,7 +26,7 @@ from ..processing_efficientsam import EfficientSamProcessor
 from ..written_files import written_beside
 from .checking import LARGEST_DIFFERENCE, LEAST_AGREEMENT, PHOTO, agreement, difference
 from .formats import write_onnx
-from .graphs import MOST_PICTURES, MOST_PROMPTS, MaskDecoderGraph, trace_one, tracing
+from .graphs import MOST_PICTURES, MOST_PROMPTS, MaskDecoderGraph, plain_copy, trace_one, tracing
 
 LARGEST_SIDE = 32768
 
@@ -106,7 +106,7 @@ def export_for_osam(
     """Write `efficient_sam_encoder.onnx` and `efficient_sam_decoder.onnx`.
 
     Args:
-        model: On the CPU, in float32.
+        model: A copy in float32 on the CPU is exported of any other.
         processor: The model's.
         folder: Where to; new or empty.
         photo: What the check looks at.
@@ -119,6 +119,7 @@ def export_for_osam(
         ValueError: if the answers are too far from torch's, or a package is missing.
         FileExistsError: if there is something in the folder.
     """
+    model = plain_copy(model)
     with written_beside(Path(folder).resolve(), overwrite) as beside:
         paths = [beside / "efficient_sam_encoder.onnx", beside / "efficient_sam_decoder.onnx"]
         for graph, path in zip(trace_official(model, processor), paths, strict=True):

@@ -15,7 +15,7 @@ from ..processing_efficientsam import EfficientSamProcessor
 from ..written_files import written_beside
 from .checking import PHOTO, compare, verdict
 from .formats import FORMATS, OPSET
-from .graphs import trace
+from .graphs import plain_copy, trace
 from .quantization import check_quantization, quantize_encoder
 
 PACKAGES = ("efficientsam-hf", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
@@ -36,7 +36,7 @@ def export_model(
     """Write a model for another runtime: its graphs, processor and config, and a manifest with checksums.
 
     Args:
-        model: On the CPU, in float32.
+        model: A copy in float32 on the CPU is exported of any other.
         processor: The model's.
         folder: Where to; new or empty.
         to: "onnx", "openvino", "torch-export" or "executorch".
@@ -55,6 +55,7 @@ def export_model(
     """
     check_arguments(to, dtype)
     check_quantization(to, quantize, calibration)
+    model = plain_copy(model)
     with written_beside(Path(folder).resolve(), overwrite) as beside:
         manifest = write_folder(model, processor, beside, to, quantize, dtype, calibration)
         check = compare(model, processor, ExportedEfficientSam(beside), photo)

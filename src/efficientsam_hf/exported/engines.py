@@ -133,6 +133,8 @@ def torch_engine(folder: Path, manifest: Manifest, devices: Sequence[str], threa
     """Torch itself, on graphs that `torch.export` saved: no code of the model is needed. On the CPU."""
     if list(devices) not in ([], ["cpu"]):
         raise ValueError(f"a torch-export folder was traced for the CPU, found device {', '.join(devices)}")
+    if threads:
+        raise ValueError(f"torch has one number of threads for all, found threads={threads}: torch.set_num_threads")
     modules = load_graphs(
         folder, manifest, f"torch {torch.__version__}", lambda path: torch.export.load(path).module()
     )
@@ -150,6 +152,8 @@ def executorch_engine(folder: Path, manifest: Manifest, devices: Sequence[str], 
     runtime = wanted_package("executorch.runtime", "an ExecuTorch folder")
     if list(devices) not in ([], ["cpu"]):
         raise ValueError(f"an ExecuTorch folder was written for the CPU, found device {', '.join(devices)}")
+    if threads:
+        raise ValueError(f"ExecuTorch has one number of threads for all, found threads={threads}")
 
     def load(path: Path) -> Any:
         return runtime.Runtime.get().load_program(path).load_method("forward")
@@ -182,7 +186,7 @@ def start_engine(
         folder: With the graphs.
         manifest: The folder's.
         devices: Where to run, as the runtime names it; several for onnxruntime's providers, tried in order.
-        threads: On the CPU; the runtime's own choice if None.
+        threads: On the CPU, of onnxruntime and OpenVINO; the runtime's own choice if None.
 
     Raises:
         ValueError: if the runtime, or a device, is not installed here, or the runtime cannot load a graph.

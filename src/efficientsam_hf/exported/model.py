@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration_efficientsam import EfficientSamConfig
-from ..modeling_efficientsam import check_prompts, drop_padding, gather_slots
+from ..modeling_efficientsam import best_mask, check_prompts, drop_padding, gather_slots
 from .engines import start_engine
 from .manifest import Manifest, read_manifest
 
@@ -35,7 +35,7 @@ class ExportedEfficientSam:
         folder: With a manifest.
         devices: Where the runtime computes: for ONNX its providers in order ("cpu", "cuda", "tensorrt", "coreml"),
             for OpenVINO "cpu", "gpu", "npu" or "auto". If None the CPU, but CUDA where onnxruntime has it.
-        threads: Of the runtime on a CPU; its own choice if None.
+        threads: Of onnxruntime or OpenVINO on a CPU; its own choice if None.
 
     Raises:
         ValueError: if a file is missing or was changed, or the runtime cannot run it (see `start_engine`).
@@ -67,6 +67,9 @@ class ExportedEfficientSam:
         side = self.manifest.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, side, side):
             raise ValueError(f"pixel_values must be (B, 3, {side}, {side}), got {tuple(pixel_values.shape)}")
+        if not len(pixel_values):  # which not every runtime can be asked
+            cells = side // self.config.vision_config.patch_size
+            return torch.zeros(0, self.config.vision_config.embedding_channels, cells, cells)
         return self.run("vision_encoder", pixel_values=pixel_values.float())[0]
 
     def __call__(
@@ -77,9 +80,18 @@ class ExportedEfficientSam:
         input_boxes: Tensor | None = None,
         input_masks: Tensor | None = None,
         image_embeddings: Tensor | None = None,
+        multimask_output: bool = True,
         original_sizes: Any = None,
     ) -> ExportedOutput:
-        """As `EfficientSamModel.forward`, all three masks of each prompt; nothing depends on `original_sizes`."""
+        """As `EfficientSamModel.forward`; nothing depends on `original_sizes`.
+
+        Raises:
+            ValueError: for inputs that do not fit together, and for a single mask of a model whose mask token 0 learnt
+                to give it, which the graph does not run.
+        """
+        single = not multimask_output
+        if single and self.config.mask_decoder_config.single_mask_token:
+            raise ValueError("exported graphs have no single mask token: found multimask_output=False, wanted True")
         embeddings = image_embeddings
         if pixel_values is not None and embeddings is None:
             embeddings = self.get_image_embeddings(pixel_values)
@@ -88,6 +100,8 @@ class ExportedEfficientSam:
             raise ValueError(f"give either pixel_values or image_embeddings, got {found}")
         inputs = self.get_decoder_inputs(embeddings, input_points, input_labels, input_boxes, input_masks)
         scores, masks = self.decode(**inputs)
+        if single:
+            masks, scores = best_mask(masks, scores, self.config.rank_by_stability)
         return ExportedOutput(scores, masks, embeddings)
 
     def get_decoder_inputs(
@@ -120,6 +134,10 @@ class ExportedEfficientSam:
 
     def decode(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         """What `get_decoder_inputs` gave -> predicted IoU (B, Q, M) and mask logits (B, Q, M, 4h, 4w)."""
+        count, (height, width) = inputs["input_points"].shape[:2], inputs["image_embeddings"].shape[-2:]
+        if 0 in count:  # which not every runtime can be asked
+            several = self.config.mask_decoder_config.num_multimask_outputs
+            return torch.zeros(*count, several), torch.zeros(*count, several, 4 * height, 4 * width)
         scores, masks = self.run("mask_refiner" if "input_masks" in inputs else "mask_decoder", **inputs)
         return scores, masks
 

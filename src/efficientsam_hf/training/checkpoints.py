@@ -47,6 +47,8 @@ class Checkpoints:
             if isinstance(error, RuntimeError) and "state_dict" not in str(error):
                 raise
             raise ValueError(f"{path} cannot be gone on from; another output folder starts anew: {error}") from error
+        # Accelerate counts batches, and loads that count: of another size or number of processes there were others.
+        self.accelerator.step = 0
         return step
 
     def clear_wrecks(self) -> None:

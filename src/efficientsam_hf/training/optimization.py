@@ -54,7 +54,7 @@ def parameter_groups(
 def encoder_shares(
     layers: int,
     encoder: float = 1.0,
-    stem: float = 1.0,
+    stem: float | None = None,
     layer_decay: float = 1.0,
     prefix: str = "model.vision_encoder.",
 ) -> dict[str, float]:
@@ -66,11 +66,11 @@ def encoder_shares(
     Args:
         layers: How many there are.
         encoder: Share of the rate for all of the encoder.
-        stem: Share of it for the blocks of a convolutional stem, in place of `encoder` and the decay.
+        stem: Share of it for the blocks of a convolutional stem, in place of `encoder` and the decay; None: as theirs.
         layer_decay: What is left of the rate a layer further down.
         prefix: Of the encoder's names.
     """
-    shares = {f"{prefix}embeddings.patch_embedding.blocks.": stem}
+    shares = {} if stem is None else {f"{prefix}embeddings.patch_embedding.blocks.": stem}
     shares[f"{prefix}embeddings."] = encoder * layer_decay ** (layers + 1)
     shares |= {f"{prefix}layers.{index}.": encoder * layer_decay ** (layers - index) for index in range(layers)}
     return {**shares, prefix: encoder}

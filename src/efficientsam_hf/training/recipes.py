@@ -50,7 +50,7 @@ class PromptRecipe:
         """
         prompts = model.config.prompt_encoder_config
         most = prompts.max_prompt_points - 1
-        for name in ("answer_chance", "answered_share"):
+        for name in ("box_chance", "answer_chance", "answered_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
         if not 1 <= self.rounds <= most:

@@ -114,7 +114,7 @@ def train(
     checkpoints = Checkpoints(accelerator, options.output_dir, keep=options.keep)
     step = first = checkpoints.resume()
     loader = accelerator.prepare(loader_from(first * options.total_batch))
-    last = min(total, options.stop_at or total)
+    last = total if options.stop_at is None else min(total, options.stop_at)
     accelerator.print(f"{accelerator.num_processes} process(es), {first} of {total} steps done", flush=True)
     updates = weight_updates(
         accelerator, model, optimizer, loader, inputs=inputs, rate=rate, first=first, last=last,

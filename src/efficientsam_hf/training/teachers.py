@@ -245,9 +245,11 @@ def load_teacher(
         dtype: Of the weights.
 
     Raises:
-        ValueError: if an ONNX file comes without `output`.
+        ValueError: if an ONNX file comes without `output`, and for features before the neck of what has none.
     """
     if source.endswith(".onnx"):
+        if not after_neck:
+            raise ValueError(f"{source}: only an encoder of SAM has features before its neck, found an ONNX file")
         if output is None:
             raise ValueError(f"{source}: say which output holds the features")
         return OnnxTeacher(source, image_size, output, mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD)
@@ -261,4 +263,7 @@ def load_teacher(
     model = getattr(model, "vision_encoder", model)
     if hasattr(model, "neck"):
         return SamTeacher(model, image_size, after_neck, source, mean, std)
+    if not after_neck:
+        found = type(model).__name__
+        raise ValueError(f"{source}: only an encoder of SAM has features before its neck, found {found}")
     return VisionTeacher(model, image_size, source, mean, std)
