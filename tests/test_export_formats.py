@@ -25,13 +25,20 @@ pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.slow
 
 
+def one_layer(**prompts):
+    """With one layer in the decoder, for the time that tracing takes; test_export.py has two."""
+    config = tiny_config(**prompts)
+    config.mask_decoder_config.num_hidden_layers = 1
+    return make_model(config)
+
+
 @pytest.fixture
 def processor(model):
     return EfficientSamProcessor.from_model_config(model.config)
 
 
 def test_torch_export_in_half_precision_with_mask_prompts(tmp_path, photo):
-    model = make_model(tiny_config(mask_prompts=True))
+    model = one_layer(mask_prompts=True)
     processor = EfficientSamProcessor.from_model_config(model.config)
     export_model(model, processor, tmp_path / "new", "torch-export", dtype="bfloat16")
     exported, processor = load_checkpoint(tmp_path / "new")
@@ -49,9 +56,7 @@ def test_torch_export_in_half_precision_with_mask_prompts(tmp_path, photo):
 def test_masks_go_with_any_number_of_pictures_and_prompts(tmp_path, monkeypatch):
     import onnxruntime
 
-    config, trace_one = tiny_config(mask_prompts=True), graphs.trace_one
-    config.mask_decoder_config.num_hidden_layers = 1  # for the time that tracing takes
-    model = make_model(config)
+    model, trace_one = one_layer(mask_prompts=True), graphs.trace_one
     monkeypatch.setattr(graphs, "trace_one", lambda *parts: trace_one(*parts) if "input_masks" in parts[1] else None)
     write_onnx(graphs.trace(model)["mask_refiner"], tmp_path / "refiner.onnx")
     session, generator = onnxruntime.InferenceSession(tmp_path / "refiner.onnx"), torch.Generator().manual_seed(0)
@@ -195,8 +200,8 @@ def test_osams_files_are_compared_without_the_photos_edges(model, processor, mon
     assert check["mask_iou"] > 0.99
 
 
-def test_osams_files_of_weights_with_more_slots_than_they_are_padded_to(model, tmp_path):
-    longer = copy.deepcopy(model)
+def test_osams_files_of_weights_with_more_slots_than_they_are_padded_to(tmp_path):
+    longer = one_layer()
     extend_prompts(longer, max_prompt_points=12)
     check = export_for_osam(longer, EfficientSamProcessor.from_model_config(longer.config), tmp_path / "new")
     assert check["mask_iou"] > 0.99

@@ -343,6 +343,7 @@ def test_compiles_without_a_break(model, pixels):
 
 @pytest.mark.slow
 @torch.no_grad()
+@torch._dynamo.config.patch(fake_tensor_cache_enabled=False)  # which takes longer than tracing where sizes are names
 def test_compiled_once_it_takes_other_numbers_of_pictures_and_prompts():
     model = make_model(tiny_config())
     torch.compiler.reset()

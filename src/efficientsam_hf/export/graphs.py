@@ -138,8 +138,9 @@ def tracing(model: EfficientSamModel) -> Iterator[None]:
     """Without gradients, and with the attention that every exporter knows; the model is left as it was."""
     attention, modes = model.config._attn_implementation, [(part, part.training) for part in model.modules()]
     model.set_attn_implementation("sdpa")
+    # Torch looks up what it has traced before by sizes, which are names here: that takes longer than tracing it again.
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
             yield
     finally:
         model.set_attn_implementation(attention)
