@@ -192,7 +192,8 @@ def segment_folder(
             segment_file(model, processor, path, output / f"{path.stem}.png", output / f"{path.stem}.json", **options)
             done[path.stem] = read_masks(output / f"{path.stem}.json")
         except (ValueError, OSError) as error:
-            return f"{path}: {type(error).__name__}" if not str(error).strip() else str(error).strip().splitlines()[0]
+            reason = str(error).strip() or f"{path}: {type(error).__name__}"
+            return reason.splitlines()[0]
         return None
 
     to_do = [path for name, path in pictures.items() if name not in done]

@@ -40,11 +40,12 @@ class InteractiveSegmentation(nn.Module):
         self.model = model
         self.trains_token_0 = model.config.mask_decoder_config.single_mask_token
         # What an earlier task of this model did not reach, this one may.
-        for name in model.__dict__.pop("out_of_reach", []):
-            model.get_parameter(name).requires_grad_(True)
-        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        named, earlier = dict(model.named_parameters()), model.__dict__.pop("out_of_reach", [])
+        for name in named.keys() & set(earlier):
+            named[name].requires_grad_(True)
+        trained = [name for name, parameter in named.items() if parameter.requires_grad]
         freeze(model, self.unreached())
-        model.out_of_reach = [name for name in trained if not model.get_parameter(name).requires_grad]
+        model.out_of_reach = [name for name in trained if not named[name].requires_grad]
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, generator: torch.Generator | None = None
