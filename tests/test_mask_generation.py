@@ -482,7 +482,9 @@ def test_embeddings_can_be_trained_on(tiny):
     options = {**EVERYTHING, "points_per_side": 4, "return_embeddings": True}
     for photo in (make_photo(), [make_photo()]):
         _, embeddings = segment_everything(*tiny, photo, **options)
-        torch.nn.Linear(4, 1)(embeddings[0] if isinstance(photo, list) else embeddings).sum().backward()
+        (embedded,) = embeddings if isinstance(photo, list) else [embeddings]
+        assert not embedded.is_inference()
+        torch.nn.Linear(4, 1)(embedded).sum().backward()
 
 
 def test_embeddings_of_another_precision(tiny):
