@@ -40,7 +40,7 @@ SCREENSHOTS = os.environ.get("EFFICIENTSAM_SCREENSHOTS")
 def address():
     """A demo of a tiny model, for whatever needs no eyes."""
     model = make_model(tiny_config())
-    limits = Limits(megabytes=1, megapixels=2)
+    limits = Limits(megabytes=1.5, megapixels=2)  # no whole number, as the option takes it
     blocks = build_page(model, EfficientSamProcessor.from_model_config(model.config), "tiny", limits)
     _, url, _ = serve(blocks, limits, prevent_thread_lock=True, server_name="127.0.0.1")
     yield url.removeprefix("http://").rstrip("/")

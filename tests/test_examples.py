@@ -303,6 +303,12 @@ def test_ones_own_pictures_are_learnt(train, inputs, run_custom, tmp_path: Path)
     assert Image.open(tmp_path / "run" / "before_after.png").size == (3 * 324, 2 * 244)
 
 
+def test_ones_own_pictures_are_the_work_of_one_process(run_custom, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    with pytest.raises(ValueError, match=r"one process's work, found 2: examples/finetune_sa1b\.py takes more"):
+        run_custom("--sources", "x", "--output_dir", str(tmp_path))
+
+
 def test_ones_own_pictures_want_some_to_choose_by(inputs, run_custom, tmp_path: Path):
     with pytest.raises(ValueError, match="--train must be decoder, lora or all, got 'encoder'"):
         run_custom("--sources", "x", "--output_dir", str(tmp_path), "--train", "encoder")
@@ -479,6 +485,14 @@ def test_the_configs_are_models(path: Path):
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in EfficientSamModel(config).parameters()) > 1e6
     assert EfficientSamProcessor.from_model_config(config).image_processor.size.height % 16 == 0
+
+
+def test_details_are_for_new_models_too(tmp_path: Path):
+    (tmp_path / "stem.json").write_text(json.dumps(stem_config().to_dict()))
+    script = runpy.run_path(str(FINETUNE))
+    given = {"sources": ["x"], "output_dir": "x", "config": str(tmp_path / "stem.json")}
+    found = [script["build"](script["Arguments"](**given, details=wanted))[0].config for wanted in (False, True)]
+    assert [bool(config.vision_config.detail_channels) for config in found] == [False, True]
 
 
 def test_bad_arguments_are_said(inputs, run, tmp_path: Path, capsys):

@@ -282,6 +282,13 @@ def test_ambiguous_layouts_can_be_told(raw):
         raw(picture, input_data_format="CHW")
 
 
+@pytest.mark.parametrize("kind", [np.uint32, np.uint64])
+def test_long_integers_are_taken_in_range_and_named_beyond(raw, kind):
+    assert eight_bits(raw, np.array([[0, 255]], kind))[0, :, 0].tolist() == [0, 255]
+    with pytest.raises(ValueError, match="want 0 to 255, found 0 to 256"):
+        raw(np.array([[0, 256]], kind))
+
+
 def test_booleans_are_black_and_white(raw):
     assert eight_bits(raw, np.array([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
 

@@ -104,6 +104,8 @@ def test_launched_by_accelerate(inputs, tmp_path):
 def test_stopped_after_4_of_8_and_resumed_is_8_straight_bit_for_bit(inputs, run, tmp_path):
     given = ["--max_steps", "8", "--ema", "0.9", "--save_every", "3", "--keep", "1"]
     straight = run(*options(inputs, tmp_path / "whole", *given))
+    assert "0 of 0 steps done" in run(*options(inputs, tmp_path / "none", "--max_steps", "0"))
+    assert "0 of 8 steps done, models" in run(*options(inputs, tmp_path / "parts", *given, "--stop_at", "0"))
     stopped = run(*options(inputs, tmp_path / "parts", *given, "--stop_at", "4"))
     early = weights_of(tmp_path / "parts")
     assert "4 of 8 steps done, models in" in stopped
