@@ -39,6 +39,7 @@ FLOORS = [
         "configuration_efficientsam_sami",
         "image_processing_efficientsam",
         "mask_drawing",
+        "ranking_efficientsam",
         "zooming",
         "interchange",
     },

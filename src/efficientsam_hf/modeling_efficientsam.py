@@ -32,11 +32,18 @@ from .configuration_efficientsam import (
     EfficientSamVisionConfig,
 )
 from .loss_efficientsam import segmentation_loss
-from .masks_efficientsam import rank_masks, resizing_matrix
+from .masks_efficientsam import resizing_matrix
+from .prompts_efficientsam import (
+    BACKGROUND,
+    BOX_BOTTOM_RIGHT,
+    BOX_TOP_LEFT,
+    NO_POINT,
+    OBJECT,
+    drop_padding,
+    gather_slots,
+)
+from .ranking_efficientsam import rank_masks
 from .tiled_decoding_efficientsam import decode_tiled
-
-# Labels of a slot. The first three are the user's; box corners get theirs inside the model.
-NO_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
 # How keywords begin that are meant for prompts, under names of other packages or misspelt.
 PROMPT_LIKE = ("input_", "point", "box", "mask", "multimask", "label")
@@ -660,7 +667,7 @@ class EfficientSamPromptEncoder(EfficientSamPreTrainedModel):
         """What each label adds. Without trained background clicks label 0 adds nothing, as in the released weights."""
         embeddings: list[tuple[int, Tensor]] = [
             (NO_POINT, self.no_point),
-            (FOREGROUND, self.foreground),
+            (OBJECT, self.foreground),
             (BOX_TOP_LEFT, self.box_top_left),
             (BOX_BOTTOM_RIGHT, self.box_bottom_right),
         ]
@@ -1540,9 +1547,10 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         chosen = slice(0, 1) if single else slice(1, None)
         decoded = self.mask_decoder(**inputs, chosen=chosen, **kwargs)
         if not multimask_output and not single:
-            decoded.pred_masks, decoded.iou_scores = best_mask(
-                decoded.pred_masks, decoded.iou_scores, self.config.rank_by_stability
-            )
+            masks, scores = decoded.pred_masks, decoded.iou_scores
+            prompts = {"input_points": input_points, "input_labels": input_labels, "input_boxes": input_boxes}
+            ranks = rank_masks(masks, scores, self.config, prompts)
+            decoded.pred_masks, decoded.iou_scores = best_mask(masks, scores, ranks)
         return decoded
 
     def get_decoder_inputs(
@@ -1615,48 +1623,9 @@ def check_shape(name: str, tensor: Tensor, *wanted: int | None) -> None:
         raise ValueError(f"{name} must be ({text}), got {tuple(tensor.shape)}")
 
 
-def gather_slots(points: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Boxes become two labelled points, so that nothing further down knows of boxes.
-
-    Points (B, Q, P, 2), labels (B, Q, P), boxes (B, Q, 4) -> (B, Q, P + 2, 2), (B, Q, P + 2), box corners first.
-    """
-    slots = []
-    if boxes is not None:
-        corners = boxes.unflatten(-1, (2, 2))
-        # The two labels follow each other: counted on the device, they need no copy to it.
-        corner_labels = torch.arange(BOX_TOP_LEFT, BOX_BOTTOM_RIGHT + 1, device=boxes.device).expand(corners.shape[:3])
-        is_padding = (boxes < 0).all(-1, keepdim=True)
-        slots.append((corners, corner_labels.masked_fill(is_padding, NO_POINT)))
-    if points is not None:
-        labels = torch.ones_like(points[..., 0], dtype=torch.long) if labels is None else labels
-        if labels.shape != points.shape[:-1]:
-            shapes = f"points {tuple(points.shape)}, labels {tuple(labels.shape)}"
-            raise ValueError(f"every point needs a label: got {shapes}")
-        slots.append((points, labels.long()))
-    all_points, all_labels = zip(*slots, strict=True)
-    return torch.cat(all_points, dim=2), torch.cat(all_labels, dim=2)
-
-
-def drop_padding(points: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """Cut slots (B, Q, P, 2), (B, Q, P) down to `slots` of padding: one prompt may have clicks and another a box.
-
-    Raises:
-        ValueError: if a prompt really fills more.
-        RuntimeError: the same from within a compiled model. What `torch.export` writes drops the last ones.
-    """
-    order = (labels == NO_POINT).int().argsort(dim=2, stable=True)
-    points, labels = points.take_along_dim(order[..., None], dim=2), labels.take_along_dim(order, dim=2)
-    wanted, too_many = f"a prompt has {slots} slots (a point takes one, a box two)", labels[:, :, slots:] != NO_POINT
-    if not torch.compiler.is_compiling() and too_many.any():
-        raise ValueError(f"{wanted}, got {int((labels != NO_POINT).sum(-1).max())}")
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        torch._assert_async(~too_many.any(), f"{wanted}, got more")
-    return points[:, :, :slots], labels[:, :, :slots]
-
-
-def best_mask(masks: Tensor, scores: Tensor, by_stability: bool = False) -> tuple[Tensor, Tensor]:
-    """The best mask and its predicted IoU: (B, Q, M, h, w), (B, Q, M) -> (B, Q, 1, h, w), (B, Q, 1)."""
-    best = rank_masks(masks, scores, by_stability).argmax(-1, keepdim=True)
+def best_mask(masks: Tensor, scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask of the highest rank and its predicted IoU: (B, Q, M, h, w), (B, Q, M) twice -> of one mask each."""
+    best = ranks.argmax(-1, keepdim=True)
     return masks.take_along_dim(best[..., None, None], dim=2), scores.take_along_dim(best, dim=2)
 
 

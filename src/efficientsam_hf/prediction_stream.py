@@ -132,7 +132,7 @@ class SegmentationStream:
     @torch.no_grad()
     def answers(self, staged: Staged, outputs: Any) -> Iterator[Segmentation]:
         """Masks at the pictures' sizes, without those of the padding."""
-        masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config.rank_by_stability)
+        masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config, staged.inputs)
         for row, objects in enumerate(staged.objects):
             own, place = scores[row, : len(objects)], slice(row, row + 1)
             picture, found = staged.pictures[row], masks[place, : len(objects)]

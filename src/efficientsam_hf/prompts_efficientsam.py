@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OBJECT, BACKGROUND, NO_POINT = 1, 0, -1
+# Labels of a slot. The first three are the user's; box corners get theirs inside the model.
+NO_POINT, BACKGROUND, OBJECT, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 NO_BOX = [-1, -1, -1, -1]
 BOX_SLOTS = 2
 
@@ -161,3 +162,42 @@ def pad_prompts(prompts: list[list[Prompt]], sizes: Tensor, frame: Tensor) -> di
 
 
 __all__ = ["Prompt", "check_point", "clip_box", "gather_prompts", "one_image", "pad_prompts", "plain_lists"]
+
+
+def gather_slots(points: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Boxes become two labelled points, so that nothing further down knows of boxes.
+
+    Points (B, Q, P, 2), labels (B, Q, P), boxes (B, Q, 4) -> (B, Q, P + 2, 2), (B, Q, P + 2), box corners first.
+    """
+    slots = []
+    if boxes is not None:
+        corners = boxes.unflatten(-1, (2, 2))
+        # The two labels follow each other: counted on the device, they need no copy to it.
+        corner_labels = torch.arange(BOX_TOP_LEFT, BOX_BOTTOM_RIGHT + 1, device=boxes.device).expand(corners.shape[:3])
+        is_padding = (boxes < 0).all(-1, keepdim=True)
+        slots.append((corners, corner_labels.masked_fill(is_padding, NO_POINT)))
+    if points is not None:
+        labels = torch.ones_like(points[..., 0], dtype=torch.long) if labels is None else labels
+        if labels.shape != points.shape[:-1]:
+            shapes = f"points {tuple(points.shape)}, labels {tuple(labels.shape)}"
+            raise ValueError(f"every point needs a label: got {shapes}")
+        slots.append((points, labels.long()))
+    all_points, all_labels = zip(*slots, strict=True)
+    return torch.cat(all_points, dim=2), torch.cat(all_labels, dim=2)
+
+
+def drop_padding(points: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Cut slots (B, Q, P, 2), (B, Q, P) down to `slots` of padding: one prompt may have clicks and another a box.
+
+    Raises:
+        ValueError: if a prompt really fills more.
+        RuntimeError: the same from within a compiled model. What `torch.export` writes drops the last ones.
+    """
+    order = (labels == NO_POINT).int().argsort(dim=2, stable=True)
+    points, labels = points.take_along_dim(order[..., None], dim=2), labels.take_along_dim(order, dim=2)
+    wanted, too_many = f"a prompt has {slots} slots (a point takes one, a box two)", labels[:, :, slots:] != NO_POINT
+    if not torch.compiler.is_compiling() and too_many.any():
+        raise ValueError(f"{wanted}, got {int((labels != NO_POINT).sum(-1).max())}")
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        torch._assert_async(~too_many.any(), f"{wanted}, got more")
+    return points[:, :, :slots], labels[:, :, :slots]

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..modeling_efficientsam import NO_POINT, EfficientSamModel
+from ..modeling_efficientsam import EfficientSamModel
+from ..prompts_efficientsam import NO_POINT
 
 MOST_PICTURES, MOST_PROMPTS = 1024, 65536
 
