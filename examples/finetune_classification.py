@@ -40,11 +40,11 @@ from efficientsam_hf.training.classification import classification_inputs
 from efficientsam_hf.training.encoders import load_encoder_model
 from efficientsam_hf.training.optimization import encoder_shares, parameter_groups, warmup_cosine
 from efficientsam_hf.training.progress import steps_of, warmup_steps
-from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
+from efficientsam_hf.training.runs import TaskOptions, loader_of, start_run, train
 
 
 @dataclass(kw_only=True)
-class Arguments(RunOptions):
+class Arguments(TaskOptions):
     """Every knob. The defaults are the paper's where it names a value (section 4.1), MAE's where it does not."""
 
     dataset: str = field(metadata={"help": "folder with a folder for each split, or a data set of the Hub"})

@@ -8,6 +8,7 @@ with the truth, the old answers and the new ones.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,18 +24,13 @@ from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
 from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures, split_pictures
 from efficientsam_hf.evaluation.held_out import score_held_out
-from efficientsam_hf.training.finetuning import InteractiveSegmentation
+from efficientsam_hf.training.finetuning import InteractiveSegmentation, segmentation_inputs
 from efficientsam_hf.training.lora import add_lora, merge_lora
-from efficientsam_hf.training.optimization import (
-    freeze,
-    parameter_groups,
-    seeded_generator,
-    set_learning_rate,
-    warmup_cosine,
-)
+from efficientsam_hf.training.optimization import freeze, parameter_groups, warmup_cosine
 from efficientsam_hf.training.overlays import answer_boxes, draw_answers, find_examples
 from efficientsam_hf.training.progress import BestScore
 from efficientsam_hf.training.recipes import PromptRecipe
+from efficientsam_hf.training.updates import weight_updates
 
 
 @dataclass
@@ -93,21 +89,17 @@ def main(args: Arguments) -> None:
     before = [answer_boxes(model, processor, example) for example in examples]
     report(0, model, processor, held, best)
     keep(model, processor, folder, args)
-    task.train()
-    for step, batch in enumerate(map(skipped.advance, loader)):
-        set_learning_rate(
-            optimizer, warmup_cosine(step, peak=args.learning_rate, warmup=args.warmup, total=args.max_steps)
-        )
-        losses = task(**batch, generator=seeded_generator(args.seed, step, device=accelerator.device))
-        accelerator.backward(losses["loss"])
-        accelerator.clip_grad_norm_(task.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % args.eval_every and step + 1 != args.max_steps:
+    rate = partial(warmup_cosine, peak=args.learning_rate, warmup=args.warmup, total=args.max_steps)
+    updates = weight_updates(
+        accelerator, task.train(), optimizer, map(skipped.advance, loader),
+        inputs=segmentation_inputs, rate=rate, first=0, last=args.max_steps, seed=args.seed, max_grad_norm=1.0,
+    )  # fmt: skip
+    for update in updates:
+        if update.step % args.eval_every and update.step != args.max_steps:
             continue
-        if not losses["loss"].isfinite():
-            raise FloatingPointError(f"the loss is no number at step {step + 1}; {folder / 'model'} is still good")
-        if report(step + 1, model, processor, held, best):
+        if not update.losses["loss"].isfinite():
+            raise FloatingPointError(f"the loss is no number at step {update.step}; {folder / 'model'} is still good")
+        if report(update.step, model, processor, held, best):
             keep(model, processor, folder, args)
         if best.is_over:
             break

@@ -43,11 +43,11 @@ from efficientsam_hf.training.mask_rcnn import build_mask_rcnn, mask_rcnn_inputs
 from efficientsam_hf.training.mask_sets import build_mask2former, mask2former_inputs
 from efficientsam_hf.training.optimization import parameter_groups, warmup_cosine
 from efficientsam_hf.training.progress import steps_of, warmup_steps
-from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
+from efficientsam_hf.training.runs import TaskOptions, loader_of, start_run, train
 
 
 @dataclass(kw_only=True)
-class Arguments(RunOptions):
+class Arguments(TaskOptions):
     """Every knob. The defaults are the paper's where it names a value (section 4.1), ViTDet's where it does not."""
 
     model: str = field(metadata={"help": "folder or Hub id of any checkpoint with an encoder"})

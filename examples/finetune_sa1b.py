@@ -15,14 +15,14 @@ stopped. The trained model and its processor lie in OUTPUT_DIR/model, the best o
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
-from itertools import chain, islice
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import InitProcessGroupKwargs, gather_object, send_to_device, set_seed
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, HfArgumentParser
 
@@ -38,31 +38,28 @@ from efficientsam_hf.efficientnet import start_from_efficientnet
 from efficientsam_hf.evaluation.held_out import score_held_out
 from efficientsam_hf.training.checkpoints import Checkpoints
 from efficientsam_hf.training.extension import extend_prompts, with_details
-from efficientsam_hf.training.finetuning import InteractiveSegmentation
+from efficientsam_hf.training.finetuning import InteractiveSegmentation, segmentation_inputs
 from efficientsam_hf.training.lora import add_lora, merge_lora
 from efficientsam_hf.training.optimization import (
     encoder_shares,
     freeze,
     parameter_groups,
-    seeded_generator,
-    set_learning_rate,
     warmup_cosine,
     warmup_linear,
 )
 from efficientsam_hf.training.overlays import answer_boxes, draw_answers, find_examples
 from efficientsam_hf.training.progress import (
     BestScore,
-    LossMeter,
-    batches_per_step,
     log_pictures,
     sam_warmup,
     steps_of,
 )
 from efficientsam_hf.training.recipes import RECIPES, PromptRecipe
+from efficientsam_hf.training.runs import Report, RunOptions, start_run, tell_the_start
+from efficientsam_hf.training.updates import weight_updates
 from efficientsam_hf.training.weights import (
     averaged_model,
     is_shared_out,
-    keep_shares_whole,
     trained_model,
     twin_for_shards,
 )
@@ -71,12 +68,11 @@ from efficientsam_hf.training.weights import (
 MOST_IOU_ERROR = 10.0
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(RunOptions):
     """Every knob. The defaults are the paper's where it names a value (section 4.1)."""
 
     sources: list[str] = field(metadata={"help": "where pictures and masks are; each is drawn with equal chance"})
-    output_dir: str = field(metadata={"help": "states of the run, and the model at its end"})
     model: str | None = field(default=None, metadata={"help": "folder or Hub id of the model to start from"})
     config: str | None = field(default=None, metadata={"help": "config JSON of a model to train from scratch"})
     stem: str | None = field(
@@ -128,7 +124,6 @@ class Arguments:
         default=5, metadata={"help": "so many times as many pictures as there are, drawn from all sources alike"}
     )
     pictures: int | None = field(default=None, metadata={"help": "in an epoch; default: those by number are counted"})
-    max_steps: int | None = field(default=None, metadata={"help": "weight updates, instead of epochs"})
     learning_rate: float = field(default=4e-4, metadata={"help": "at its peak"})
     encoder_rate: float = field(default=1.0, metadata={"help": "the image encoder's learning rate, as a share of it"})
     layer_decay: float = field(
@@ -148,16 +143,7 @@ class Arguments:
     )
     weight_decay: float = field(default=0.1, metadata={"help": "of layers' weights"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients longer than this are cut"})
-    ema: float = field(default=0.0, metadata={"help": "decay of the weights' moving average, such as 0.9999; 0: none"})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory, more time"})
     max_minutes: float | None = field(default=None, metadata={"help": "stop and save after this time, to go on later"})
-    seed: int = field(default=0, metadata={"help": "start of all random choices"})
-    workers: int = field(default=0, metadata={"help": "processes that read pictures"})
-    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, trackio, wandb, all or none"})
-    log_every: int = field(default=50, metadata={"help": "steps between two lines"})
-    save_every: int = field(default=1000, metadata={"help": "steps between two states"})
-    keep: int = field(default=2, metadata={"help": "states kept"})
-    push_to_hub: str | None = field(default=None, metadata={"help": "repository for OUTPUT_DIR/model"})
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.config is None):
@@ -217,98 +203,68 @@ def build(args: Arguments) -> tuple[EfficientSamModel, EfficientSamProcessor]:
 
 
 def main(args: Arguments) -> None:
-    """Build, prepare, loop, save."""
-    accelerator = Accelerator(
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.output_dir,
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[
-            # A mask token that answers no prompt, or is never nearest, has a network without a gradient.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            # Others wait while one process measures (of weights in shards), draws and saves.
-            InitProcessGroupKwargs(timeout=timedelta(hours=1)),
-        ],
-    )
-    keep_shares_whole(accelerator)
-    accelerator.init_trackers("log", {k: v for k, v in asdict(args).items() if isinstance(v, int | float | str)})
-    accumulate = batches_per_step(args.total_batch, args.batch_size, accelerator.num_processes)
-    accelerator.gradient_accumulation_steps = accumulate
-    set_seed(args.seed)
+    """Build, train, save."""
+    # A mask token that answers no prompt, or is never nearest, has a network without a gradient.
+    accelerator = start_run(args, "log", find_unused=True, shards=True)
     sources, held = find_pictures(args)
     count = args.pictures or sum(map(len, sources))
     max_steps = steps_of(args.epochs, count, args.total_batch) if args.max_steps is None else args.max_steps
-
     model, processor = build(args)
-    shares = encoder_shares(
-        model.config.vision_config.num_hidden_layers, args.encoder_rate, args.stem_rate, args.layer_decay
-    )
+    model, step = train(args, accelerator, model, processor, sources, held, max_steps)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        save(args, model, processor, Path(args.output_dir) / "model")
+        print(f"{step} of {max_steps} steps done, model in {Path(args.output_dir) / 'model'}")
+        if args.push_to_hub:
+            print(push_to_hub(merge_lora(model) if args.lora else model, processor, args.push_to_hub, card(args)))
+
+
+def train(
+    args: Arguments,
+    accelerator: Accelerator,
+    model: EfficientSamModel,
+    processor: EfficientSamProcessor,
+    sources: list[list[LabelledPicture]],
+    held: list[LabelledPicture],
+    max_steps: int,
+) -> tuple[EfficientSamModel, int]:
+    """The model with the weights, or their average, of the last update, and how many there have been."""
     twin, ema = twin_for_shards(accelerator, model), averaged_model(accelerator, model, args.ema)
-    task = InteractiveSegmentation(model, args.prompt_recipe())
-    optimizer = torch.optim.AdamW(parameter_groups(task, args.weight_decay, shares), lr=args.learning_rate)
-    task, optimizer = accelerator.prepare(task, optimizer)
+    task, optimizer = accelerator.prepare(*build_task(args, model))
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
-    position, best = SkippedPictures(), BestScore(args.patience)
+    position: SkippedPictures = SkippedPictures()
     if not sources:
         position = StreamPosition(args.lanes or accelerator.num_processes * max(args.workers, 1))
+    best = BestScore(args.patience)
     accelerator.register_for_checkpointing(position, best)
-    step = checkpoints.resume()
-    if sources:
-        loader = accelerator.prepare(numbered_batches(args, sources, processor, step, max_steps))
-        loader = map(position.advance, loader)
-    else:
-        loader = streamed_batches(args, processor, step, accelerator, position)
+    step = first = checkpoints.resume()
+    tell_the_start(accelerator, model, first, max_steps)
+    accelerator.print(f"{len(held)} pictures to measure on")
+    last = max_steps if args.stop_at is None else min(max_steps, args.stop_at)
+    if best.is_over:  # what ended for want of patience has ended
+        last = step
     schedule = {"linear": warmup_linear, "cosine": warmup_cosine}[args.schedule]
-    warmup = sam_warmup(args.warmup, max_steps)
-    size, processes = sum(parameter.numel() for parameter in model.parameters()), accelerator.num_processes
-    trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-    accelerator.print(f"{size:,} parameters, {trained:,} of them trained, {len(held)} pictures to measure on")
-    accelerator.print(f"{processes} process(es) of {accumulate} batch(es) a step, {step} of {max_steps} steps done")
-
-    task.train()
-    meter = LossMeter(accelerator, checkpoints, most={"iou": MOST_IOU_ERROR})
-    start, first_step = time.monotonic(), step
-    started, reported = start, step
-    last = step if best.is_over else max_steps  # what ended for want of patience has ended
-    for number, batch in enumerate(islice(loader, max(last - step, 0) * accumulate)):
-        rate = schedule(step, peak=args.learning_rate, warmup=warmup, total=max_steps)
-        set_learning_rate(optimizer, rate)
-        with accelerator.accumulate(task):
-            # By the batch's number over all processes, so that two draw what one would.
-            draw = (first_step * accumulate + number) * processes + accelerator.process_index
-            generator = seeded_generator(args.seed, draw, device=accelerator.device)
-            # For what draws inside the model (skipped layers): of each process its own, and the same after a stop.
-            torch.manual_seed(generator.initial_seed() + 1)
-            # Called, never task.forward: the call is what synchronises the processes.
-            with accelerator.autocast():
-                losses = task(**batch, generator=generator)
-            accelerator.backward(losses["loss"])
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(task.parameters(), args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        meter.add(losses)
-        if not accelerator.sync_gradients:
-            continue
-        step += 1
+    rate = partial(schedule, peak=args.learning_rate, warmup=sam_warmup(args.warmup, max_steps), total=max_steps)
+    report = Report(accelerator, args, first, checkpoints, most={"iou": MOST_IOU_ERROR})
+    updates = weight_updates(
+        accelerator, task.train(), optimizer,
+        batches(args, accelerator, sources, processor, position, first, max_steps),
+        inputs=segmentation_inputs, rate=rate, first=first, last=last,
+        seed=args.seed, max_grad_norm=args.max_grad_norm,
+    )  # fmt: skip
+    start = time.monotonic()
+    for update in updates:
+        step = update.step
+        report.meter.add(update.losses)
         if ema is not None:
             ema.update_parameters(accelerator.unwrap_model(task).model)
-        late = args.max_minutes is not None and time.monotonic() - start > 60 * args.max_minutes
-        if late:
-            accelerator.set_trigger()
-        # Asked of all, because each process has a clock of its own, and one that stopped alone would hang the others.
-        stopping = args.max_minutes is not None and accelerator.check_trigger()
-        saving, measuring = step % args.save_every == 0, step % args.eval_every == 0 or step == max_steps
-        if step % args.log_every == 0 or saving or measuring or stopping:
-            values, seconds = meter.read(step), (time.monotonic() - started) / (step - reported)
-            text = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-            accelerator.print(f"step {step}: {text} ({seconds:.3f} s a step)", flush=True)
-            speed = {"learning_rate": rate, "images_per_second": args.total_batch / seconds}
-            accelerator.log({**values, **speed}, step=step)
-            reported, started = step, time.monotonic()
+        stopping, saving = is_late(args, accelerator, start), step % args.save_every == 0
+        measuring = step % args.eval_every == 0 or step == max_steps
+        if step % args.log_every == 0 or saving or measuring or stopping or step == last:
+            report.losses(step, rate(step - 1))
         if measuring and held:
-            measure(args, accelerator, trained_model(accelerator, task, ema, twin), processor, held, best, step)
-            started = time.monotonic()
-        if saving and step != max_steps:
+            measure(args, report, trained_model(accelerator, task, ema, twin), processor, held, best, step)
+        if saving and step != last:
             checkpoints.save(step)
         if stopping or best.is_over:
             break
@@ -320,18 +276,30 @@ def main(args: Arguments) -> None:
     model = trained_model(accelerator, task, ema, twin)
     # The wrapper goes before the process group: the other way round the last of gloo's threads may wait for Python
     # while Python waits for it.
-    task, optimizer = accelerator.free_memory(task, optimizer)
-    accelerator.end_training()
-    if accelerator.is_main_process:
-        save(args, model, processor, Path(args.output_dir) / "model")
-        print(f"{step} of {max_steps} steps done, model in {Path(args.output_dir) / 'model'}")
-        if args.push_to_hub:
-            print(push_to_hub(merge_lora(model) if args.lora else model, processor, args.push_to_hub, card(args)))
+    accelerator.free_memory(task, optimizer)
+    return model, step
+
+
+def build_task(args: Arguments, model: EfficientSamModel) -> tuple[InteractiveSegmentation, torch.optim.Optimizer]:
+    """What is trained, with the losses, and its optimizer."""
+    task = InteractiveSegmentation(model, args.prompt_recipe())
+    layers = model.config.vision_config.num_hidden_layers
+    shares = encoder_shares(layers, args.encoder_rate, args.stem_rate, args.layer_decay)
+    return task, torch.optim.AdamW(parameter_groups(task, args.weight_decay, shares), lr=args.learning_rate)
+
+
+def is_late(args: Arguments, accelerator: Accelerator, start: float) -> bool:
+    """Whether --max_minutes are over in any process: one that stopped alone would hang the others."""
+    if args.max_minutes is None:
+        return False
+    if time.monotonic() - start > 60 * args.max_minutes:
+        accelerator.set_trigger()
+    return accelerator.check_trigger()
 
 
 def measure(
     args: Arguments,
-    accelerator: Accelerator,
+    report: Report,
     model: EfficientSamModel,
     processor: EfficientSamProcessor,
     pictures: list[LabelledPicture],
@@ -339,12 +307,11 @@ def measure(
     step: int,
 ) -> None:
     """Mean IoU on held-out pictures by box and clicks, some of them drawn, the best model kept."""
+    accelerator = report.accelerator
     share = pictures[accelerator.process_index :: accelerator.num_processes]
     if is_shared_out(accelerator):  # the main process alone has gathered all weights
         share = pictures if accelerator.is_main_process else []
     scores = score_held_out(model, processor, share, masks=args.masks_per_image, gather=gather_object)
-    accelerator.print(f"measured at step {step}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-    accelerator.log({f"held_out_{name}": value for name, value in scores.items()}, step=step)
     better = best.add(sum(scores.values()) / len(scores), step)
     if accelerator.is_main_process:
         examples = find_examples(pictures)
@@ -353,6 +320,7 @@ def measure(
         if better:
             save(args, model, processor, Path(args.output_dir) / "best")
     accelerator.wait_for_everyone()
+    report.figures(step, {f"held_out_{name}": value for name, value in scores.items()})
 
 
 def find_pictures(args: Arguments) -> tuple[list[list[LabelledPicture]], list[LabelledPicture]]:
@@ -380,6 +348,22 @@ def training_size(args: Arguments, processor: EfficientSamProcessor) -> BaseImag
         return image_processor
     fields = {**image_processor.to_dict(), "size": {"height": args.image_size, "width": args.image_size}}
     return type(image_processor).from_dict(fields)
+
+
+def batches(
+    args: Arguments,
+    accelerator: Accelerator,
+    sources: list[list[LabelledPicture]],
+    processor: EfficientSamProcessor,
+    position: SkippedPictures,
+    step: int,
+    max_steps: int,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """This process's batches from `step` on, which move `position`."""
+    if sources:
+        loader = accelerator.prepare(numbered_batches(args, sources, processor, step, max_steps))
+        return map(position.advance, loader)
+    return streamed_batches(args, processor, step, accelerator, position)
 
 
 def streamed_batches(

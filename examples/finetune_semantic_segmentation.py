@@ -31,11 +31,11 @@ from efficientsam_hf.training.classification import normalize_pixels
 from efficientsam_hf.training.encoders import find_backbone, trunk_shares
 from efficientsam_hf.training.mask_sets import build_mask2former, mask2former_inputs
 from efficientsam_hf.training.optimization import decay_polynomial, parameter_groups
-from efficientsam_hf.training.runs import RunOptions, loader_of, start_run, train
+from efficientsam_hf.training.runs import TaskOptions, loader_of, start_run, train
 
 
 @dataclass(kw_only=True)
-class Arguments(RunOptions):
+class Arguments(TaskOptions):
     """Every knob. The defaults are the paper's where it names a value (section 4.1), Mask2Former's where not."""
 
     model: str = field(metadata={"help": "folder or Hub id of any checkpoint with an encoder"})

@@ -10,15 +10,14 @@ stopped. OUTPUT_DIR/model is what was trained, OUTPUT_DIR/efficientsam the start
 """
 
 import json
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -38,23 +37,19 @@ from efficientsam_hf.data.images import CorruptPictures, Picture, StreamedImages
 from efficientsam_hf.efficientnet import start_from_efficientnet
 from efficientsam_hf.training.checkpoints import Checkpoints
 from efficientsam_hf.training.feature_cache import FeatureCache, cached_channels, cutting_as_cached, read_index
-from efficientsam_hf.training.optimization import (
-    parameter_groups,
-    seeded_generator,
-    set_learning_rate,
-    warmup_cosine,
-)
-from efficientsam_hf.training.progress import LossMeter, batches_per_step, log_pictures, steps_of, warmup_steps
+from efficientsam_hf.training.optimization import parameter_groups, warmup_cosine
+from efficientsam_hf.training.progress import log_pictures, steps_of, warmup_steps
+from efficientsam_hf.training.runs import Report, RunOptions, start_run, tell_the_start
 from efficientsam_hf.training.sami import draw_reconstruction, model_inputs
 from efficientsam_hf.training.teachers import Teacher, load_teacher
-from efficientsam_hf.training.weights import averaged_model, keep_shares_whole
+from efficientsam_hf.training.updates import weight_updates
+from efficientsam_hf.training.weights import averaged_model
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(RunOptions):
     """Every knob. The defaults are the paper's where it names a value (section 4.1), MAE's where it does not."""
 
-    output_dir: str = field(metadata={"help": "states of the run, and the models at its end"})
     sources: list[str] = field(default_factory=list, metadata={"help": "folders or tars of pictures"})
     dataset: str | None = field(default=None, metadata={"help": "a data set of the Hub, or a local one, streamed"})
     split: str = field(default="train", metadata={"help": "of the data set"})
@@ -89,22 +84,10 @@ class Arguments:
         default=None,
         metadata={"help": "of them, linear climb of the learning rate; default: 40, or a tenth of --max_steps"},
     )
-    max_steps: int | None = field(default=None, metadata={"help": "weight updates, instead of epochs"})
     base_rate: float = field(default=1.5e-4, metadata={"help": "learning rate for 256 pictures a weight update"})
     weight_decay: float = field(default=0.05, metadata={"help": "of layers' weights"})
     beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta"})
-    max_grad_norm: float | None = field(default=None, metadata={"help": "gradients longer than this are cut"})
-    ema: float = field(default=0.0, metadata={"help": "decay of the weights' moving average, such as 0.9999; 0: none"})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory, more time"})
-    seed: int = field(default=0, metadata={"help": "start of all random choices"})
-    workers: int = field(default=0, metadata={"help": "processes that read pictures, for each process that trains"})
-    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, trackio, wandb, all or none"})
-    log_every: int = field(default=50, metadata={"help": "weight updates between two reports"})
     draw_every: int = field(default=1000, metadata={"help": "weight updates between two reconstruction pictures"})
-    save_every: int = field(default=1000, metadata={"help": "weight updates between two states"})
-    keep: int = field(default=2, metadata={"help": "states kept"})
-    stop_at: int | None = field(default=None, metadata={"help": "stop and save after this update, to go on later"})
-    push_to_hub: str | None = field(default=None, metadata={"help": "repository for OUTPUT_DIR/model"})
 
     def __post_init__(self) -> None:
         if bool(self.sources) == (self.dataset is not None):
@@ -158,94 +141,88 @@ def build_teacher(args: Arguments, config: EfficientSamSamiConfig, accelerator: 
     return teacher
 
 
+def build_model(args: Arguments, config: EfficientSamSamiConfig) -> EfficientSamForPreTraining:
+    """The student, in training mode."""
+    model = EfficientSamForPreTraining(config).train()
+    if args.stem is not None:
+        start_from_efficientnet(model.vision_encoder.embeddings.patch_embedding, args.stem)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
 def main(args: Arguments) -> None:
-    """Build, prepare, loop, save."""
-    reports = None if args.report_to == "none" else args.report_to
-    accelerator = Accelerator(log_with=reports, project_dir=args.output_dir, step_scheduler_with_optimizer=False)
-    keep_shares_whole(accelerator)
-    accelerator.init_trackers("sami", {k: v for k, v in asdict(args).items() if isinstance(v, int | float | str)})
-    accumulate = batches_per_step(args.total_batch, args.batch_size, accelerator.num_processes)
-    accelerator.gradient_accumulation_steps = accumulate
-    set_seed(args.seed)
+    """Build, train, save."""
+    accelerator = start_run(args, "sami", shards=True)
     config = build_config(args)
     teacher = build_teacher(args, config, accelerator)
     pictures = find_pictures(args.sources) if args.sources else None
     count = args.pictures or (len(pictures) if pictures else None)
     max_steps = steps_of(args.epochs, count, args.total_batch) if args.max_steps is None else args.max_steps
     warmup = warmup_steps(args.warmup_epochs, 40, args.max_steps, count, args.total_batch)
-    peak = args.base_rate * args.total_batch / 256
+    rate = partial(warmup_cosine, peak=args.base_rate * args.total_batch / 256, warmup=warmup, total=max_steps)
+    state, step = train(args, accelerator, config, teacher, pictures, CorruptPictures(count), rate, max_steps)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        save(args, config, state)
+        print(f"{step} of {max_steps} steps done, models in {args.output_dir}")
 
-    model = EfficientSamForPreTraining(config).train()
-    if args.stem is not None:
-        start_from_efficientnet(model.vision_encoder.embeddings.patch_embedding, args.stem)
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+
+def train(
+    args: Arguments,
+    accelerator: Accelerator,
+    config: EfficientSamSamiConfig,
+    teacher: Teacher | None,
+    pictures: list[Picture] | None,
+    corrupt: CorruptPictures,
+    rate: Callable[[int], float],
+    max_steps: int,
+) -> tuple[dict[str, torch.Tensor], int]:
+    """The student's weights, or their average, after the last update, and how many there have been."""
+    model = build_model(args, config)
     ema = averaged_model(accelerator, model, args.ema)
     groups = parameter_groups(model, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, args.beta2))
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups, lr=rate(0), betas=(0.9, args.beta2)))
     checkpoints = Checkpoints(accelerator, args.output_dir, keep=args.keep)
-    step = checkpoints.resume()
-    loader = build_loader(args, config, pictures, accelerator, step, max_steps, teacher)
-    if args.cache:
-        # It was asked who it is, no more.
-        teacher = None
-    size = sum(parameter.numel() for parameter in model.parameters())
-    accelerator.print(f"{size:,} parameters, {accelerator.num_processes} process(es) of {accumulate} batch(es) a step")
-    accelerator.print(f"{step} of {max_steps} steps done", flush=True)
-
-    meter, corrupt = LossMeter(accelerator, checkpoints), CorruptPictures(count)
+    step = first = checkpoints.resume()
+    loader = build_loader(args, config, pictures, accelerator, first, max_steps, teacher)
+    tell_the_start(accelerator, model, first, max_steps)
     last = max_steps if args.stop_at is None else min(max_steps, args.stop_at)
-    bar = tqdm(total=max_steps, initial=step, disable=not accelerator.is_main_process, unit="step")
-    start, reported, names = time.monotonic(), step, []
-    # A loader that has no batch left is not asked for one.
-    for number, batch in enumerate(islice(loader, max(last - step, 0) * accumulate), start=step * accumulate):
-        names += [name for name in batch.pop("corrupt") if name]
-        # For what draws inside the model (skipped layers): of each process its own, and the same after a stop.
-        torch.manual_seed(seeded_generator(args.seed, number, accelerator.process_index).initial_seed())
-        set_learning_rate(optimizer, warmup_cosine(step, peak=peak, warmup=warmup, total=max_steps))
-        inputs = model_inputs(batch, config, teacher)
-        with accelerator.accumulate(model):
-            # Called, never model.forward: the call is what synchronises the processes.
-            with accelerator.autocast():
-                outputs = model(**inputs)
-            accelerator.backward(outputs.loss)
-            if accelerator.sync_gradients and args.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        meter.add({"loss": outputs.loss})
-        if not accelerator.sync_gradients:
-            continue
-        step += 1
-        bar.update()
+    names: list[str] = []
+
+    def inputs(batch: dict, generator: torch.Generator) -> dict:
+        names.extend(name for name in batch.pop("corrupt") if name)
+        # With a cache the teacher was asked who it is, no more.
+        return model_inputs(batch, config, None if args.cache else teacher)
+
+    report = Report(accelerator, args, first, checkpoints)
+    updates = weight_updates(
+        accelerator, model, optimizer, loader, inputs=inputs, rate=rate, first=first, last=last,
+        seed=args.seed, max_grad_norm=args.max_grad_norm,
+    )  # fmt: skip
+    for update in tqdm(updates, total=max_steps, initial=first, disable=not accelerator.is_main_process, unit="step"):
+        step = update.step
+        report.meter.add(update.losses)
         if ema is not None:
             ema.update_parameters(accelerator.unwrap_model(model))
         if step % args.log_every == 0 or step % args.save_every == 0 or step == last:
-            loss, done = meter.read(step)["loss"], (step - reported) * args.total_batch
-            corrupt.add(gather_object(names), done)
-            rate, start = done / (time.monotonic() - start), time.monotonic()
-            reported, names, learning_rate = step, [], optimizer.param_groups[0]["lr"]
-            accelerator.log({"loss": loss, "learning_rate": learning_rate, "images_per_second": rate}, step=step)
-            text = f"step {step}: loss {loss:.6f} rate {learning_rate:.3g} corrupt {len(corrupt.names)}"
-            accelerator.print(f"{text} ({rate:.1f} images/s)", flush=True)
+            corrupt.add(gather_object(names), (step - report.step) * args.total_batch)
+            names.clear()
+            report.losses(step, rate(step - 1), f" corrupt {len(corrupt.names)}")
         if accelerator.is_main_process and (step % args.draw_every == 0 or step == last):
-            drawn = draw_reconstruction(inputs, outputs.prediction, outputs.mask, config)
+            outputs = update.outputs
+            drawn = draw_reconstruction(update.inputs, outputs.prediction, outputs.mask, config)
             log_pictures(accelerator, {"reconstruction": drawn}, step)
         if step % args.save_every == 0 and step != last:
             checkpoints.save(step)
 
-    bar.close()
     checkpoints.save(step)
     # Under FSDP all processes give their part of it.
     state = accelerator.get_state_dict(model) if ema is None else ema.module.state_dict()
     # The wrapper goes before the process group: the other way round the last of gloo's threads may wait for Python
     # while Python waits for it.
-    model, optimizer = accelerator.free_memory(model, optimizer)
-    accelerator.end_training()
-    if accelerator.is_main_process:
-        save(args, config, state)
-        print(f"{step} of {max_steps} steps done, models in {args.output_dir}")
+    accelerator.free_memory(model, optimizer)
+    return state, step
 
 
 def build_loader(

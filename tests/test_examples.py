@@ -101,7 +101,7 @@ def steps_in(printed: str) -> list[str]:
 
 def measured_in(printed: str) -> list[str]:
     """The lines that tell how good the model is on pictures held out."""
-    return [line for line in printed.splitlines() if line.startswith("measured at step ")]
+    return [line for line in printed.splitlines() if line.startswith("evaluation after ")]
 
 
 def weights_of(output: Path) -> dict[str, torch.Tensor]:
@@ -134,7 +134,7 @@ def test_finetuning_stops_and_goes_on_bit_for_bit(more, inputs, run, tmp_path: P
     assert "3 of 3 steps done, model in" in resumed
     whole = run(*options(inputs, tmp_path / "whole", "--max_steps", "3", *more))
     assert steps_in(resumed) == steps_in(whole)[1:] != []
-    assert [line for line in resumed.splitlines() if "measured" in line] == measured_in(whole)
+    assert measured_in(resumed) == measured_in(whole)
     assert len(measured_in(whole)) == (2 if more else 0)
     parts, whole = weights_of(tmp_path / "parts"), weights_of(tmp_path / "whole")
     assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
@@ -527,4 +527,4 @@ def test_bad_arguments_are_said(inputs, run, tmp_path: Path, capsys):
         run(*options(inputs, tmp_path, "--accumulate", "5"))
     with pytest.raises(SystemExit):
         run("--config", inputs["config"])
-    assert "the following arguments are required: --sources, --output_dir" in capsys.readouterr().err
+    assert "the following arguments are required: --output_dir/--output-dir, --sources" in capsys.readouterr().err

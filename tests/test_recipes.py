@@ -219,7 +219,7 @@ def test_segmentation_in_half_precision_goes_on_bit_for_bit(name, room, run, tmp
 def test_two_processes_share_the_pictures(room, tmp_path):
     given = coco_options(room, tmp_path, "--head", "mask2former", "--batch_size", "1", "--max_steps", "2")
     printed = launch("torchrun", "--nproc-per-node", "2", str(EXAMPLES / "finetune_detection.py"), *given)
-    assert printed.count("2 process(es), 0 of 2 steps done") == 1
+    assert printed.count("2 process(es) of 1 batch(es) a step, 0 of 2 steps done") == 1
     assert printed.count("evaluation after 2: AP ") == 1
 
 

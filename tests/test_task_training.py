@@ -1,7 +1,5 @@
 """Mixing, smoothing, the loop, and models that start from an encoder."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -22,14 +20,14 @@ from efficientsam_hf.training.encoders import (
 )
 from efficientsam_hf.training.mask_sets import build_mask2former, mask2former_inputs
 from efficientsam_hf.training.optimization import decay_polynomial, parameter_groups
-from efficientsam_hf.training.runs import RunOptions, start_run
+from efficientsam_hf.training.runs import TaskOptions, start_run
 from efficientsam_hf.training.updates import weight_updates
 
 
 def test_shares_of_weights_are_refused_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
     with pytest.raises(ValueError, match="detection trains the whole model in each process, found FSDP"):
-        start_run(RunOptions(output_dir=str(tmp_path)), "detection")
+        start_run(TaskOptions(output_dir=str(tmp_path)), "detection")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -91,7 +89,7 @@ class Line(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x):
-        return SimpleNamespace(loss=(self.weight - x.mean()) ** 2)
+        return {"loss": (self.weight - x.mean()) ** 2, "answer": self.weight * x}
 
 
 def run_line(first: int = 0, last: int = 3, accumulate: int = 2, **more):
@@ -121,8 +119,8 @@ def test_updates_are_those_of_an_obvious_loop():
         batch += 2
         losses.append(sum((wanted - x) ** 2 for x in pair) / 2)
         wanted -= 0.5 / (step + 1) * sum(2 * (wanted - x) for x in pair) / 2
-    assert [step for step, _ in told] == [1, 2, 3]
-    assert [loss.item() for _, loss in told] == pytest.approx(losses)
+    assert [update.step for update in told] == [1, 2, 3]
+    assert [update.losses["loss"].item() for update in told] == pytest.approx(losses)
     assert weight == pytest.approx(wanted)
 
 

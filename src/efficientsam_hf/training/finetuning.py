@@ -15,6 +15,12 @@ from .recipes import PromptRecipe
 ONE, THREE, ALL = slice(0, 1), slice(1, None), slice(0, None)
 
 
+def segmentation_inputs(batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+    """A batch -> the arguments of `InteractiveSegmentation`; prompts are drawn on the pictures' device."""
+    drawing = torch.Generator(batch["pixel_values"].device).manual_seed(generator.initial_seed())
+    return {**batch, "generator": drawing}
+
+
 class InteractiveSegmentation(nn.Module):
     """Everything of a training step that needs the weights.
 
