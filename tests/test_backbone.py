@@ -311,3 +311,10 @@ def test_head_trains_and_survives_saving(head, tmp_path):
         first, second = model(pixel_values=pixels), again(pixel_values=pixels)
     key = "masks_queries_logits" if "masks_queries_logits" in first else "logits"
     torch.testing.assert_close(first[key], second[key], rtol=1e-3, atol=1e-6)
+
+
+def test_a_config_stays_as_it_was_given():
+    config = tiny_config().vision_config
+    before = config.to_dict()
+    EfficientSamBackbone(config)
+    assert config.to_dict() == before

@@ -141,6 +141,25 @@ def test_too_much_is_refused(address):
     assert message["output"]["error"] == "huge.png has 2000 x 1500 pixels, wanted at most 2 megapixels"
 
 
+def test_undo_comes_back_to_the_mask_that_was_chosen():
+    model = make_model(tiny_config())
+    page = demo_page.Page(model, EfficientSamProcessor.from_model_config(model.config), Limits())
+    session, *_ = page.open(str(PHOTOS[0]), 0.5)
+    page.point(session, "Object", 0.5, SimpleNamespace(place=(0.5, 0.5), background=False))
+    page.choose(session, 0.5, 2)
+    page.point(session, "Object", 0.5, SimpleNamespace(place=(0.4, 0.5), background=False))
+    _, _, candidates, told = page.undo(session, 0.5)
+    assert candidates.value == session.found.choice == 2
+    assert told.startswith(f"predicted IoU {session.found.scores[2]:.2f}, ")
+
+
+def test_downloads_that_another_visitor_has_dropped_are_no_error(monkeypatch):
+    page = demo_page.Page(None, None, Limits())
+    gone = Path(page.room.name) / "gone"
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([gone]))
+    page.tidy()
+
+
 def test_an_interrupted_upload_leaves_the_demo_serving(address, photo):
     body, kind = multipart("half.png", b"x" * 100_000)
     host, port = address.split(":")

@@ -22,7 +22,7 @@ from efficientsam_hf.data.images import (
     decode_picture,
     find_pictures,
 )
-from efficientsam_hf.pictures_efficientsam import read_picture
+from efficientsam_hf.pictures_efficientsam import as_stored, read_picture
 
 MAKER = SampleMaker(size=16, patches=4, seed=5)
 
@@ -309,3 +309,9 @@ def test_16_bits_are_scaled_where_they_are_read_as_stored():
 def test_a_stream_without_the_column_is_refused(stream):
     with pytest.raises(ValueError, match="no column 'picture' in the data set: found image, label"):
         StreamedImages(stream, MAKER, batch_size=2, column="picture")
+
+
+def test_an_array_of_integers_is_the_same_as_the_picture_that_pillow_makes_of_it():
+    grey = np.arange(256, dtype=np.int32).reshape(16, 16)
+    assert torch.equal(read_picture(PillowImage.fromarray(grey)), read_picture(grey))
+    assert np.array_equal(np.asarray(as_stored(PillowImage.fromarray(grey)))[..., 0], grey)

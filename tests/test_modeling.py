@@ -497,3 +497,11 @@ def test_an_argument_under_a_wrong_name_is_refused(model, pixels):
         model(pixels, input_boxes=boxes, original_sizes=sizes, use_cache=False).pred_masks,
         model(pixels, input_boxes=boxes).pred_masks,
     )
+
+
+def test_prompts_that_cannot_be_meant_are_refused(model, pixels):
+    boxes, labels = torch.tensor([[[2.0, 2, 20, 20]]]), torch.zeros(1, 1, 1)
+    with pytest.raises(ValueError, match="got input_labels without the input_points that they are of"):
+        model(pixels[:1], input_boxes=boxes, input_labels=labels)
+    with pytest.raises(TypeError, match="EfficientSamModel takes no 'bboxes'"):
+        model(pixels[:1], input_points=boxes[:, :, None, :2], bboxes=boxes)

@@ -337,3 +337,19 @@ def test_records_become_supervision_s_detections(processor, model, photo):
     assert labelled.class_id.tolist() == [7, 7]
     assert supervision.MaskAnnotator().annotate(photo.copy(), found).shape == photo.shape
     assert len(to_supervision([])) == 0
+
+
+@pytest.mark.parametrize("nothing", [{"boxes": [-1, -1, -1, -1]}, {"points": [[-1, -1]], "labels": [-1]}])
+def test_padding_alone_is_no_prompt(model, photo, nothing):
+    processor = EfficientSamProcessor.from_model_config(model.config)
+    with pytest.raises(ValueError, match="object 0: wanted a click on it or a box, found neither"):
+        segment(model, processor, photo, **nothing)
+
+
+def test_a_mask_is_asked_with_where_nothing_else_is(photo):
+    model = make_model(tiny_config(mask_prompts=True))
+    processor = EfficientSamProcessor.from_model_config(model.config)
+    mask = np.ones((48, 80), dtype=bool)  # too large for a closer look
+    plain = segment(model, processor, photo, masks=mask, zoom=0)
+    padded = segment(model, processor, photo, [[-1, -1]], [-1], masks=mask, zoom=2)
+    assert torch.allclose(padded.scores, plain.scores, atol=1e-5)

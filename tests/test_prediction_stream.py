@@ -188,3 +188,20 @@ def test_a_grey_picture_can_be_copied_through_pinned_memory(monkeypatch):
     with pytest.raises(RuntimeError, match="more than one element"):
         grey.pin_memory()
     assert torch.equal(pinned(grey), grey)
+
+
+def test_files_that_are_closed_or_asked_twice_are_read_before(model, photo, tmp_path):
+    processor = EfficientSamProcessor.from_model_config(model.config)
+    stream = SegmentationStream(model, processor, batch_size=2)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    wanted = segment(model, processor, photo, points=[30, 20]).masks
+
+    def requests():
+        for _ in range(4):
+            with Image.open(tmp_path / "photo.png") as picture:
+                yield picture, {"points": [30, 20]}
+
+    twice = [(picture, {"points": [30, 20]}) for picture in [Image.open(tmp_path / "photo.png")] * 2]
+    answers = [*stream(requests()), *stream(twice)]
+    assert len(answers) == 6
+    assert all(torch.equal(answer.masks, wanted) for answer in answers)

@@ -544,6 +544,21 @@ def test_pillow_pictures_pass_through(processor, image):
 
 def test_without_images_their_options_are_refused(processor):
     """A misspelt prompt among them, which would be left out of the answer."""
-    for name, value in (("input_box", [[[1, 1, 9, 9]]]), ("size", 256)):
+    for name, value in (("input_box", [[[1, 1, 9, 9]]]), ("do_resize", False)):
         with pytest.raises(TypeError, match=f"wanted no {name} without images"):
             processor(original_sizes=[[40, 60]], input_points=[[[[30, 20]]]], **{name: value})
+
+
+def test_a_second_click_is_at_the_size_of_the_first(processor, photo):
+    clicks = {"input_points": [[[[30, 20]]]], "size": {"height": 32, "width": 32}}
+    first = processor(photo, **clicks)
+    second = processor(original_sizes=first["original_sizes"], **clicks)
+    assert torch.equal(second["input_points"], first["input_points"])
+    assert not torch.equal(second["input_points"], processor(photo, input_points=[[[[30, 20]]]])["input_points"])
+    with pytest.raises(TypeError, match="wanted no do_normalize without images"):
+        processor(original_sizes=[[48, 80]], do_normalize=False, **clicks)
+
+
+def test_transformers_own_name_for_the_image_processor_s_options(processor, photo):
+    found = processor(photo, images_kwargs={"size": {"height": 32, "width": 32}})
+    assert found["pixel_values"].shape[-2:] == (32, 32)

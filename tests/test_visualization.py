@@ -1,10 +1,13 @@
+import io
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageChops, ImageFilter
+from PIL import ExifTags, Image, ImageChops, ImageFilter
 
 from efficientsam_hf import draw_everything, draw_segmentation
-from efficientsam_hf.visualization import BACKGROUND, COLORS, FOREGROUND, WHITE
+from efficientsam_hf.masks_efficientsam import encode_rle
+from efficientsam_hf.visualization import BACKGROUND, COLORS, FOREGROUND, WHITE, draw_records
 
 
 @pytest.fixture
@@ -159,3 +162,33 @@ def test_masks_of_parts_are_drawn_as_masks_of_the_whole(photo, masks):
     parts, corners = [masks[0, 10:30, 10:30], masks[1, 28:48, 50:80]], [(10, 10), (50, 28)]
     drawn = draw_everything(photo, parts, corners=corners)
     assert np.array_equal(np.asarray(drawn), np.asarray(draw_everything(photo, masks)))
+
+
+def turned(picture: Image.Image, orientation: int) -> Image.Image:
+    """The picture as a camera stores it that was held so."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
+    picture.transpose(stored).save(file, "PNG", exif=exif)
+    return Image.open(file)
+
+
+def assert_same(found: Image.Image, wanted: Image.Image) -> None:
+    assert np.array_equal(np.asarray(found), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_masks_lie_on_the_photo_as_it_was_segmented(photo, orientation):
+    upright = Image.fromarray(photo)
+    mask = np.zeros((48, 80), dtype=bool)
+    mask[5:20, 10:50] = True
+    record = {"segmentation": encode_rle(mask), "bbox": [10, 5, 40, 15], "area": 600}
+    assert_same(draw_segmentation(turned(upright, orientation), mask[None]), draw_segmentation(upright, mask[None]))
+    assert_same(draw_everything(turned(upright, orientation), [mask]), draw_everything(upright, [mask]))
+    assert_same(draw_records(turned(upright, orientation), [record]), draw_records(upright, [record]))
+
+
+def test_records_of_another_photo_are_refused(photo):
+    record = {"segmentation": encode_rle(np.ones((20, 30), dtype=bool)), "bbox": [0, 0, 30, 20], "area": 600}
+    with pytest.raises(ValueError, match=r"found a record of 30 x 20 pixels, wanted the photo's \(80, 48\)"):
+        draw_records(photo, [record])

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -119,16 +120,16 @@ class Page:
             raise ValueError("there is no photo yet: upload one, or take an example")
         start = time.monotonic()
         job(session)
-        found = f"{len(session.records)} objects" if session.records else ""
-        if session.answer is not None:
-            found = f"predicted IoU {session.scores[0]:.2f}"
+        found = f"{len(session.found.records)} objects" if session.found.records else ""
+        if session.found.answer is not None:
+            found = f"predicted IoU {session.found.scores[session.found.choice]:.2f}"
         told = [found, f"{time.monotonic() - start:.2f} s"] if found else [nothing]
         return self.show(session, opacity, ", ".join(told))
 
     def choose(self, session: PhotoSession | None, opacity: float, choice: int | None) -> str | None:
         """Another of the candidates."""
-        if session is not None and choice is not None and session.answer is not None:
-            session.choice = choice
+        if session is not None and choice is not None and session.found.answer is not None:
+            session.choose(choice)
         return self.redraw(session, opacity)
 
     def redraw(self, session: PhotoSession | None, opacity: float) -> str | None:
@@ -141,11 +142,11 @@ class Page:
 
     def show(self, session: PhotoSession | None, opacity: float, status: str) -> tuple:
         """Session, picture, candidates and status, as the page wants them."""
-        scores = session.scores if session else []
+        scores = session.found.scores if session else []
         names = [
             (f"{'best' if not number else number + 1}: {score:.2f}", number) for number, score in enumerate(scores)
         ]
-        candidates = gr.Radio(names, value=0 if names else None, visible=bool(names))
+        candidates = gr.Radio(names, value=session.found.choice if session and names else None, visible=bool(names))
         return session, self.redraw(session, opacity), candidates, status
 
     def take(self, kind: str) -> Callable[[PhotoSession | None], str]:
@@ -162,8 +163,9 @@ class Page:
     def tidy(self) -> None:
         """Drop the downloads of visitors who have long had them; gradio does so with its own copies."""
         for folder in Path(self.room.name).iterdir():
-            if time.time() - folder.stat().st_mtime > FORGET_AFTER:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another visitor's download has dropped it
+                if time.time() - folder.stat().st_mtime > FORGET_AFTER:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def said_to_the_visitor(job: Callable) -> Callable:

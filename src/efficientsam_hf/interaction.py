@@ -1,6 +1,7 @@
 """What one person does with one photo: clicks, boxes, undo, masks to choose from. Any page or window may show it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from .mask_drawing import decode_box
 from .mask_generation import coco_dataset, segment_everything
 from .masks_efficientsam import decode_rle, encode_rle
 from .modeling_efficientsam import EfficientSamModel
@@ -74,7 +76,50 @@ def open_photo(path: str | Path, most_pixels: int) -> PIL.Image.Image:
     try:
         return read_photo(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path.name} is damaged, or its upload was cut short") from error
+        if isinstance(error.__cause__ or error, OSError | SyntaxError):
+            raise ValueError(f"{path.name} is damaged, or its upload was cut short") from error
+        reason = str(error).removeprefix("the picture: ").replace(str(path), path.name)
+        raise ValueError(reason if reason.startswith(path.name) else f"{path.name}: {reason}") from error
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was pointed at, and what came of it: exchanged as a whole, so that whoever draws meets parts that fit.
+
+    Args:
+        history: What was pointed at, click by click; the last is what is pointed at now.
+        answer: To that; None if nothing was asked, or everything.
+        records: All objects, if everything was asked.
+        choice: Which of the answer's masks.
+    """
+
+    history: tuple[Prompt, ...] = (Prompt(),)
+    answer: Segmentation | None = None
+    records: tuple[dict[str, Any], ...] = ()
+    choice: int = 0
+
+    @property
+    def prompt(self) -> Prompt:
+        """What is pointed at now."""
+        return self.history[-1]
+
+    @property
+    def scores(self) -> list[float]:
+        """Predicted IoU of the masks to choose from, the best first."""
+        return [] if self.answer is None else self.answer.scores[0].tolist()
+
+    def mask(self, size: tuple[int, int]) -> np.ndarray | None:
+        """The chosen mask (H, W), or all objects' of a photo of `size` (W, H) together; None if nothing was asked."""
+        if self.records:
+            return np.asarray(label_map(self.records, size)) > 0
+        return None if self.answer is None else self.answer.masks[0, self.choice].cpu().numpy()
+
+    def chosen_records(self) -> list[dict[str, Any]]:
+        """All objects, or the chosen mask as a record."""
+        if self.answer is None:
+            return [*self.records]
+        masks, scores = self.answer.masks[:, self.choice :], self.answer.scores[:, self.choice :]
+        return Segmentation(masks, scores, self.answer.image_embeddings).records()
 
 
 class PhotoSession:
@@ -91,21 +136,8 @@ class PhotoSession:
         self.scale = SHOWN_SIDE / max(photo.size)
         width, height = (max(1, round(side * self.scale)) for side in photo.size)
         self.shown = photo.resize((width, height), PIL.Image.Resampling.BICUBIC)
-        self.history = [Prompt()]
         self.embeddings: Tensor | None = None
-        self.answer: Segmentation | None = None
-        self.choice = 0
-        self.records: list[dict[str, Any]] = []
-
-    @property
-    def prompt(self) -> Prompt:
-        """What is pointed at now."""
-        return self.history[-1]
-
-    @property
-    def scores(self) -> list[float]:
-        """Predicted IoU of the masks to choose from, the best first."""
-        return [] if self.answer is None else self.answer.scores[0].tolist()
+        self.found = Found()
 
     def look(self, model: EfficientSamModel, processor: EfficientSamProcessor) -> None:
         """Encode the photo, so that the first click is as quick as the others."""
@@ -127,9 +159,10 @@ class PhotoSession:
         Raises:
             ValueError: if the model cannot be asked this, such as for one click too many.
         """
-        mask = self.chosen() if processor.mask_prompts and self.answer else None
-        shown = encode_rle(mask) if mask is not None and mask.any() else None
-        self.ask(model, processor, [*self.remembered(), self.prompt.with_click(*self.in_pixels(x, y), label, shown)])
+        found, shown = self.found, None
+        if processor.mask_prompts and found.answer and (mask := found.mask(self.photo.size)).any():
+            shown = encode_rle(mask)
+        self.ask(model, processor, (*self.remembered(), found.prompt.with_click(*self.in_pixels(x, y), label, shown)))
 
     def drag(
         self, model: EfficientSamModel, processor: EfficientSamProcessor, corners: tuple[float, float, float, float]
@@ -140,35 +173,44 @@ class PhotoSession:
             ValueError: as in `click`, and for a box without any area.
         """
         x0, y0, x1, y1 = corners
-        box = (*self.in_pixels(x0, y0), *self.in_pixels(x1, y1))
-        self.ask(model, processor, [*self.remembered(), self.prompt.with_box(*box)])
+        box = (*self.in_pixels(x0, y0, last=0), *self.in_pixels(x1, y1, last=0))
+        self.ask(model, processor, (*self.remembered(), self.found.prompt.with_box(*box)))
 
     def undo(self, model: EfficientSamModel, processor: EfficientSamProcessor) -> None:
         """Take back the last click or box; of all objects, show none."""
-        self.ask(model, processor, self.history if self.records else self.history[:-1] or [Prompt()])
+        history = self.found.history
+        self.ask(model, processor, history if self.found.records else history[:-1] or (Prompt(),))
 
     def clear(self) -> None:
         """Point at nothing; the photo's embedding stays."""
-        self.history, self.answer, self.records, self.choice = [Prompt()], None, [], 0
+        self.found = Found()
 
-    def remembered(self) -> list[Prompt]:
+    def choose(self, choice: int) -> None:
+        """Another of the answer's masks."""
+        self.found = replace(self.found, choice=choice)
+
+    def remembered(self) -> tuple[Prompt, ...]:
         """What was pointed at, with the choice that was made of the last answer."""
-        return [*self.history[:-1], replace(self.prompt, choice=self.choice if self.answer else 0)]
+        found = self.found
+        return (*found.history[:-1], replace(found.prompt, choice=found.choice if found.answer else 0))
 
-    def in_pixels(self, x: float, y: float) -> tuple[float, float]:
-        """A place in 0 to 1 of the sides -> pixels inside the photo, for a place beside it the nearest."""
+    def in_pixels(self, x: float, y: float, last: int = 1) -> tuple[float, float]:
+        """A place in 0 to 1 of the sides -> pixels of the photo, for a place beside it the nearest.
+
+        The farthest are those `last` short of the sides: a click is on a pixel, while a box ends behind its last one.
+        """
         if max(abs(x - 0.5), abs(y - 0.5)) > FARTHEST:
             raise ValueError(f"a place wants 0 to 1 of the photo's sides, found {x:g}, {y:g}")
         width, height = self.photo.size
-        return min(max(x, 0) * width, width - 1), min(max(y, 0) * height, height - 1)
+        return min(max(x, 0) * width, width - last), min(max(y, 0) * height, height - last)
 
-    def ask(self, model: EfficientSamModel, processor: EfficientSamProcessor, history: list[Prompt]) -> None:
+    def ask(self, model: EfficientSamModel, processor: EfficientSamProcessor, history: tuple[Prompt, ...]) -> None:
         """Segment what the last prompt points at; the photo is encoded once in its life."""
         answer = None
         if arguments := history[-1].arguments():
             answer = segment(model, processor, self.photo, **arguments, image_embeddings=self.embeddings)
             self.embeddings = answer.image_embeddings
-        self.history, self.answer, self.records, self.choice = history, answer, [], history[-1].choice
+        self.found = Found(history, answer, choice=history[-1].choice)
 
     def find_everything(
         self, model: EfficientSamModel, processor: EfficientSamProcessor, **options: Any
@@ -180,8 +222,8 @@ class PhotoSession:
         """
         known: dict[str, Any] = {"image_embeddings": self.embeddings, "return_embeddings": True}
         records, embeddings = segment_everything(model, processor, self.photo, **known, **options)
-        # The first crop is the whole photo, which clicks are asked on.
-        self.history, self.answer, self.records, self.embeddings = [Prompt()], None, records, embeddings[:1]
+        # The first crop is the whole photo, which clicks are asked on; without the others' memory.
+        self.found, self.embeddings = Found(records=tuple(records)), embeddings[:1].clone()
         return records
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -189,27 +231,26 @@ class PhotoSession:
 
     def draw(self, opacity: float = 0.45) -> PIL.Image.Image:
         """The photo with masks and prompts, its longer side `SHOWN_SIDE`."""
-        if self.records:
-            largest_first = sorted(self.records, key=lambda record: -record["area"])
-            masks = (self.resized(decode_rle(record["segmentation"]).numpy()) for record in largest_first)
-            return draw_everything(self.shown, masks, opacity)
-        mask = self.chosen()
+        found = self.found
+        if found.records:
+            return self.draw_records(found.records, opacity)
+        mask = found.mask(self.photo.size)
         if mask is None:
             return self.shown
-        points = [(x * self.scale, y * self.scale) for x, y in self.prompt.points]
-        boxes = [side * self.scale for side in self.prompt.box or ()]
-        return draw_segmentation(self.shown, self.resized(mask)[None], points, self.prompt.labels, boxes, opacity)
+        points = [(x * self.scale, y * self.scale) for x, y in found.prompt.points]
+        boxes = [side * self.scale for side in found.prompt.box or ()]
+        shown = resized(mask, self.shown.size)[None]
+        return draw_segmentation(self.shown, shown, points, found.prompt.labels, boxes, opacity)
 
-    def chosen(self) -> np.ndarray | None:
-        """The chosen mask (H, W), or all objects' together; None if nothing was asked."""
-        if self.records:
-            return np.asarray(label_map(self.records, self.photo.size)) > 0
-        return None if self.answer is None else self.answer.masks[0, self.choice].cpu().numpy()
-
-    def resized(self, mask: np.ndarray) -> np.ndarray:
-        """A mask (H, W) at the size that is shown."""
-        grey = PIL.Image.fromarray(mask.astype(np.uint8) * 255)
-        return np.asarray(grey.resize(self.shown.size, PIL.Image.Resampling.BILINEAR)) > 127
+    def draw_records(self, records: Sequence[dict[str, Any]], opacity: float) -> PIL.Image.Image:
+        """All objects on the photo as it is shown; of each only its box is looked at, for there may be hundreds."""
+        largest_first = sorted(records, key=lambda record: -record["area"])
+        sides = [[round(side * self.scale) for side in record["bbox"]] for record in largest_first]
+        masks = (
+            resized(decode_box(record["segmentation"], record["bbox"]), (max(width, 1), max(height, 1)))
+            for record, (_, _, width, height) in zip(largest_first, sides, strict=True)
+        )
+        return draw_everything(self.shown, masks, opacity, ((x, y) for x, y, _, _ in sides))
 
     # ----------------------------------------------------------------------------------------------------------------
     # Taking away
@@ -227,15 +268,15 @@ class PhotoSession:
         """
         if kind not in KINDS:
             raise ValueError(f"there is no kind {kind!r}, wanted {', '.join(KINDS)}")
-        if self.answer is None and not self.records:
+        found = self.found
+        if found.answer is None and not found.records:
             raise ValueError("there is no mask yet: click on something first")
         path = Path(folder) / f"{Path(self.name).stem}_{kind}.{'json' if kind == 'coco' else 'png'}"
         if kind == "coco":
-            found = [(self.name, *self.photo.size, self.records or self.chosen_records())]
-            path.write_text(json.dumps(coco_dataset(found)))
-        elif kind == "mask" and self.records:
-            label_map(self.records, self.photo.size).save(path)
-        elif (mask := self.chosen()) is not None:
+            path.write_text(json.dumps(coco_dataset([(self.name, *self.photo.size, found.chosen_records())])))
+        elif kind == "mask" and found.records:
+            label_map(found.records, self.photo.size).save(path)
+        elif (mask := found.mask(self.photo.size)) is not None:
             picture = PIL.Image.fromarray(mask)
             if kind == "cutout":
                 alpha, picture = picture.convert("L"), self.photo.convert("RGBA")
@@ -243,9 +284,8 @@ class PhotoSession:
             picture.save(path)
         return path
 
-    def chosen_records(self) -> list[dict[str, Any]]:
-        """The chosen mask as a record."""
-        if self.answer is None:
-            return []
-        masks, scores = self.answer.masks[:, self.choice :], self.answer.scores[:, self.choice :]
-        return Segmentation(masks, scores, self.answer.image_embeddings).records()
+
+def resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at another size (width, height)."""
+    grey = PIL.Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(grey.resize(size, PIL.Image.Resampling.BILINEAR)) > 127

@@ -46,7 +46,7 @@ from .ranking_efficientsam import rank_masks
 from .tiled_decoding_efficientsam import decode_tiled
 
 # How keywords begin that are meant for prompts, under names of other packages or misspelt.
-PROMPT_LIKE = ("input_", "point", "box", "mask", "multimask", "label")
+PROMPT_LIKE = ("input_", "point", "box", "bbox", "mask", "multimask", "label")
 
 # What a CPU's cache holds, rows of an MLP's hidden layer and cells enlarged four times.
 MLP_ROWS, DRAWN_CELLS = 512, 2048
@@ -1562,7 +1562,7 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         input_masks: Tensor | None = None,
     ) -> dict[str, Any]:
         """Embeddings (B, C, h, w) and prompts as in `forward` -> what the mask decoder's `forward` takes."""
-        check_prompts(self.config, embeddings, input_points, input_boxes, input_masks)
+        check_prompts(self.config, embeddings, input_points, input_labels, input_boxes, input_masks)
         if input_points is None and input_boxes is None:
             input_boxes = embeddings.new_full((*input_masks.shape[:2], 4), -1.0)
         image_inputs = self.get_image_inputs(embeddings, input_masks)
@@ -1591,7 +1591,12 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
 
 
 def check_prompts(
-    config: EfficientSamConfig, embeddings: Tensor, points: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+    config: EfficientSamConfig,
+    embeddings: Tensor,
+    points: Tensor | None,
+    labels: Tensor | None,
+    boxes: Tensor | None,
+    masks: Tensor | None,
 ) -> None:
     """Refuse embeddings and prompts of the wrong shape, or never taught; the processor has looked at their values.
 
@@ -1600,6 +1605,8 @@ def check_prompts(
     """
     if points is None and boxes is None and masks is None:
         raise ValueError("give input_points, input_boxes or input_masks: got no prompt")
+    if labels is not None and points is None:
+        raise ValueError("got input_labels without the input_points that they are of")
     if masks is not None and not config.prompt_encoder_config.mask_prompts:
         raise ValueError("got input_masks, but this model never learnt mask prompts (config: mask_prompts=False)")
     check_shape("image_embeddings", embeddings, None, config.vision_config.embedding_channels, None, None)

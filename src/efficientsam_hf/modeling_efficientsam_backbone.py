@@ -6,6 +6,7 @@ The pyramid is ViTDet's: Li et al., "Exploring Plain Vision Transformer Backbone
 """
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,9 +176,10 @@ class EfficientSamBackbone(BackboneMixin, EfficientSamPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = OTHER_PARTS
 
     def __init__(self, config: EfficientSamVisionConfig):
-        super().__init__(config)
+        config = copy(config)  # whose maps are chosen here; the caller's goes on without
         if config.out_features is None:
             config.out_indices = [config.num_hidden_layers]
+        super().__init__(config)
         layers = [config.hidden_size] * (1 + config.num_hidden_layers)
         self.num_features = [*layers, config.output_channels, *[config.pyramid_channels] * len(PYRAMID_STRIDES)]
         self.vision_encoder = EfficientSamTrunk(config, with_neck="neck" in config.out_features)

@@ -104,11 +104,12 @@ def upright_pixels(picture: PIL.Image.Image, to_rgb: bool) -> np.ndarray:
 
 
 def sixteen_bits(picture: PIL.Image.Image) -> np.ndarray:
-    """The pixels (H, W) of 16-bit grey, which Pillow would clip at 255 instead of scaling them."""
+    """The pixels (H, W) of integers above 255, which Pillow would clip there instead of scaling them."""
     pixels = np.array(picture)
     if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 65535):
         raise ValueError(f"16-bit grey wants 0 to 65535, found {pixels.min()} to {pixels.max()}")
-    return pixels.astype(np.uint16)
+    # Files of 16 bits open as "I;16"; "I" is what Pillow makes of an array of integers, which may be of 8.
+    return pixels.astype(np.uint8 if picture.mode == "I" and pixels.max(initial=0) <= 255 else np.uint16)
 
 
 def as_stored(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -130,9 +130,10 @@ def segment(
             first mask, wherever that shows it larger. Costs the encoder's work once an object. 0: do not; None: as
             the model's config says in `zoom`.
         masks: What was found before, as booleans of the photo's size, (H, W) or (Q, H, W), one an object, such as
-            `answer.masks[:, 0]`: the closer look is around it and shows it with the next clicks; without a closer look
-            the whole picture is asked with it. For weights that learnt mask prompts. They know what masks without
-            clicks and boxes mean only if they have seen such, which the bundled checkpoint has not.
+            `answer.masks[:, 0]`: the closer look is around it and shows it with the next clicks, and what is too large
+            for one is asked without it; with `zoom` 0 the whole picture is asked with it. For weights that learnt mask
+            prompts. They know what masks without clicks and boxes mean only if they have seen such, which the bundled
+            checkpoint has not.
 
     Raises:
         ValueError: for a prompt that cannot be meant, such as background clicks alone, or that the weights never
@@ -158,7 +159,7 @@ def segment(
             raise ValueError(f"wanted the embeddings of one picture, found those of {len(image_embeddings)}")
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
     sizes, objects = inputs.pop("original_sizes"), pointed_at(points, labels, boxes, shown)
-    if zoom and all(pointed.points or pointed.box for pointed in objects):
+    if zoom and all(pointed.on_object() or pointed.box for pointed in objects):
         # What a closer look shows no larger is found as well without the mask (docs/benchmarks.md).
         inputs.pop("input_masks", None)
     with torch.inference_mode():
@@ -198,7 +199,7 @@ def pointed_at(
     """The prompts of one image, as the processor takes them, and masks (Q, H, W), object by object.
 
     Raises:
-        ValueError: for background clicks alone, whose answer would be noise.
+        ValueError: for background clicks alone, or padding alone, whose answer would be noise.
     """
     rows: list[Any] = [(part or [[]])[0] for part in (points, labels, boxes)]
     objects = [
@@ -206,8 +207,9 @@ def pointed_at(
         for clicks, marks, box, mask in zip_longest(*rows, () if masks is None else masks)
     ]
     for number, pointed in enumerate(objects):
-        if 0 in pointed.labels and 1 not in pointed.labels and pointed.box is None and pointed.mask is None:
-            raise ValueError(f"object {number}: wanted a click on it or a box, found clicks on the background alone")
+        if not (pointed.on_object() or pointed.box or pointed.mask is not None):
+            found = "clicks on the background alone" if 0 in pointed.labels else "neither"
+            raise ValueError(f"object {number}: wanted a click on it or a box, found {found}")
     return objects
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from .cpu_threads import in_order
@@ -176,11 +175,9 @@ def as_it_is_now(request: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, An
 
 
 def kept(picture: Any) -> Any:
-    """A copy of what is in memory, and of the frame that a file of several shows; other files are left to be read."""
+    """A copy of what is in memory, or of Pillow's open file, which the caller may close; names are left to be read."""
     if isinstance(picture, Tensor):
         return picture.clone()
-    if isinstance(picture, ImageFile) and not getattr(picture, "is_animated", False):
-        return picture
     return picture.copy() if isinstance(picture, np.ndarray | Image) else picture
 
 

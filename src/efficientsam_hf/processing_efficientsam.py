@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
@@ -173,7 +173,7 @@ class EfficientSamProcessor(ProcessorMixin):
             segmentation_maps: True masks for training, for each picture (Q, H, W): 1 object, 0 not, below 0 unknown.
                 These and `input_masks` may be arrays, tensors, Pillow's pictures, or lists of them.
             return_tensors: "pt" or "np".
-            kwargs: For the image processor, for this call.
+            kwargs: For the image processor, for this call; `size` must be given again for a second click.
 
         Returns:
             `pixel_values` (B, 3, height, width) if there are images, `original_sizes` (B, 2); `input_points`
@@ -181,11 +181,12 @@ class EfficientSamProcessor(ProcessorMixin):
             `labels` (B, Q, height / 4, width / 4) if there are maps.
 
         Raises:
-            TypeError: for an argument that nothing knows, and without images for the image processor's.
+            TypeError: for an argument that nothing knows, and without images for the image processor's but `size`.
             ValueError: for a prompt that cannot be meant, or that the weights never learnt.
         """
+        kwargs = {**kwargs.pop("images_kwargs", {}), **kwargs}
         data = self.prepare_images(images, original_sizes, kwargs)
-        sizes, (height, width) = data["original_sizes"], self.model_size(data)
+        sizes, (height, width) = data["original_sizes"], self.model_size(data, kwargs.get("size"))
         objects = None
         if any(argument is not None for argument in (input_points, input_labels, input_boxes)):
             prompts = gather_prompts(input_points, input_labels, input_boxes, len(sizes))
@@ -202,8 +203,8 @@ class EfficientSamProcessor(ProcessorMixin):
         """`pixel_values` and `original_sizes` of the images, or the sizes alone."""
         if images is None and original_sizes is None:
             raise ValueError("wanted images or original_sizes, found neither")
-        if images is None and kwargs:
-            raise TypeError(f"wanted no {', '.join(kwargs)} without images: found original_sizes and prompts")
+        if images is None and (useless := sorted(kwargs.keys() - {"size"})):
+            raise TypeError(f"wanted no {', '.join(useless)} without images: found original_sizes and prompts")
         if images is None:
             return {"original_sizes": read_sizes(original_sizes)}
         data = dict(self.image_processor(images, **kwargs))
@@ -212,13 +213,13 @@ class EfficientSamProcessor(ProcessorMixin):
             raise ValueError(f"found original_sizes {found} beside images of {wanted}: leave original_sizes out")
         return data
 
-    def model_size(self, data: dict[str, Tensor]) -> tuple[int, int]:
+    def model_size(self, data: dict[str, Tensor], size: Any = None) -> tuple[int, int]:
         """Height and width of the picture that the model sees, whose pixels its prompts are in."""
         if "pixel_values" in data:
             _, _, height, width = data["pixel_values"].shape
             return height, width
         # Whoever sets the attribute may give a plain dictionary.
-        size = self.image_processor.size
+        size = self.image_processor.size if size is None else get_size_dict(size)
         return size["height"], size["width"]
 
     def check_prompts(self, prompts: list[list[Prompt]], sizes: Tensor, needed: bool) -> list[list[Prompt]]:
@@ -273,9 +274,19 @@ class EfficientSamProcessor(ProcessorMixin):
             raise ValueError(f"input_masks wants logits of one size, found {shapes}")
         return torch.stack(given).float()
 
-    def post_process_masks(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+    def post_process_masks(
+        self,
+        masks: Tensor | list[Tensor],
+        original_sizes: Tensor | list,
+        mask_threshold: float = 0.0,
+        binarize: bool = True,
+        images: Any = None,
+        **not_offered: Any,
+    ) -> list[Tensor]:
         """Bring the model's masks to the pictures' own sizes, as `EfficientSamImageProcessor.post_process_masks`."""
-        return self.image_processor.post_process_masks(*args, **kwargs)
+        return self.image_processor.post_process_masks(
+            masks, original_sizes, mask_threshold, binarize, images, **not_offered
+        )
 
 
 __all__ = ["EfficientSamProcessor"]

@@ -7,7 +7,7 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 from torch import Tensor
 
 from .mask_drawing import decode_box
@@ -26,6 +26,11 @@ COLORS = [
 ]
 MOST_OBJECTS = 2**16 - 1  # in a label map of 16 bits
 FOREGROUND, BACKGROUND, WHITE = (46, 213, 115), (235, 59, 60), (255, 255, 255)
+
+
+def as_segmented(photo: Image.Image | np.ndarray) -> Image.Image:
+    """The photo as `segment` and `segment_everything` see it: in RGB, turned as its EXIF data says."""
+    return ImageOps.exif_transpose(photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
 
 
 def draw_segmentation(
@@ -49,7 +54,7 @@ def draw_segmentation(
     Raises:
         ValueError: if photo and masks differ in size, or points and labels in number, and for logits.
     """
-    photo = (photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
+    photo = as_segmented(photo)
     masks = as_booleans(np.asarray(masks.cpu() if hasattr(masks, "cpu") else masks)).numpy()
     if masks.ndim != 3 or masks.shape[1:] != (photo.height, photo.width):
         raise ValueError(f"masks must be (N, {photo.height}, {photo.width}) like the photo, got {masks.shape}")
@@ -85,7 +90,7 @@ def draw_everything(
         opacity: Of the colours, 0 to 1.
         corners: x, y of each mask's upper left corner in the photo, for masks of a part of it.
     """
-    photo = (photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
+    photo = as_segmented(photo)
     picture = photo.copy()
     for index, (mask, (x, y)) in enumerate(zip(masks, corners or repeat((0, 0)), strict=False)):
         # Steps of the golden ratio around the circle of hues never come back to where they were.
@@ -108,7 +113,16 @@ def draw_everything(
 def draw_records(
     photo: Image.Image | np.ndarray, records: Sequence[dict[str, Any]], opacity: float = 0.5
 ) -> Image.Image:
-    """As `draw_everything`, of records as `segment_everything` gives, in any order."""
+    """As `draw_everything`, of records as `segment_everything` gives, in any order.
+
+    Raises:
+        ValueError: if they are of a photo of another size.
+    """
+    photo = as_segmented(photo)
+    for record in records:
+        height, width = record["segmentation"]["size"]
+        if (width, height) != photo.size:
+            raise ValueError(f"found a record of {width} x {height} pixels, wanted the photo's {photo.size}")
     largest_first = sorted(records, key=lambda record: -record["area"])
     masks = (decode_box(record["segmentation"], record["bbox"]) for record in largest_first)
     return draw_everything(photo, masks, opacity, (record["bbox"][:2] for record in largest_first))

@@ -104,17 +104,17 @@ def look_closer(
     zoom: float,
     ask: Callable[[Tensor, Pointed], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """The answer once more, for each object that a window shows larger.
+    """The answer once more, written over the first one of each object that a window shows larger.
 
     Args:
         picture: (C, H, W).
-        masks: Of the first answer, (Q, M, H, W), the best first.
+        masks: Of the first answer, (Q, M, H, W), the best first; written over.
         scores: (Q, M).
         objects: Q of them.
         zoom: Sides of a window, as multiples of those of the object.
         ask: Part of the picture, and what points at an object in it -> masks (M, h, w), scores (M).
     """
-    masks, scores = masks.clone(), scores.clone()
+    scores = scores.clone()  # unlike the masks they are few, and may be a view of a batch's
     for row, pointed in enumerate(objects):
         window = pointed.window(masks[row, 0], zoom)
         if not window:

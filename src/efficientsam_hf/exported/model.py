@@ -116,7 +116,7 @@ class ExportedEfficientSam:
     ) -> dict[str, Tensor]:
         """Embeddings and prompts as `EfficientSamModel.forward` takes them -> what the decoder's graph takes."""
         prompts = self.config.prompt_encoder_config
-        check_prompts(self.config, embeddings, input_points, input_boxes, input_masks)
+        check_prompts(self.config, embeddings, input_points, input_labels, input_boxes, input_masks)
         if input_points is None and input_boxes is None:
             input_boxes = embeddings.new_full((*input_masks.shape[:2], 4), -1.0)
         points, labels = gather_slots(input_points, input_labels, input_boxes)
