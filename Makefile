@@ -6,7 +6,8 @@ DEMO_PHOTO ?= examples/images/coffee.jpg
 DEMO_PROMPT ?= --box 75,15,480,385
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2
+# Neighbours stay together, so that a file's models and folders are made once.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 CONSTRAINTS ?= constraints.txt
 
 BIN := .venv/bin

@@ -37,7 +37,7 @@ def rank(logits, scores, box, config):
     ranks = scores
     if config.get("rank_by_stability"):  # how little a mask changes with its threshold
         ranks = ranks * (logits > 1).sum((1, 2)) / np.maximum((logits > -1).sum((1, 2)), 1)
-    if config.get("rank_by_prompt"):  # how well its edges keep to the box's
+    if config.get("rank_by_box"):  # how well its edges keep to the box's
         ranks = ranks * [overlap(edges(mask), box) for mask in logits >= 0]
     return ranks
 

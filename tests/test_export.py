@@ -370,7 +370,7 @@ def test_a_missing_package_is_named(tiny, tiny_processor, tmp_path, monkeypatch)
         writing.FORMATS["openvino"][1](None, tmp_path / "graph.xml")
 
 
-@pytest.mark.parametrize("way", [None, "rank_by_stability", "rank_by_prompt"])
+@pytest.mark.parametrize("way", [None, "rank_by_stability", "rank_by_box"])
 def test_example_needs_no_torch(copied, tiny, tiny_processor, photo, tmp_path, monkeypatch, way):
     import subprocess
     import sys

@@ -147,7 +147,7 @@ def test_osam_takes_the_files(model, processor, photo, tmp_path):
     import onnxruntime
     from osam._models.efficientsam._models import EfficientSam10m
 
-    model.config.rank_by_stability = model.config.rank_by_prompt = True
+    model.config.rank_by_stability = model.config.rank_by_box = True
     export_for_osam(model, processor, tmp_path / "new")
     theirs = object.__new__(EfficientSam10m)  # without the download that its constructor begins with
     theirs._inference_sessions = {
@@ -203,7 +203,7 @@ def test_osams_files_are_compared_without_the_photos_edges(model, processor, mon
 
 def test_osams_files_of_weights_with_more_slots_than_they_are_padded_to(tmp_path):
     longer = one_layer()
-    longer.config.rank_by_stability = longer.config.rank_by_prompt = True
+    longer.config.rank_by_stability = longer.config.rank_by_box = True
     extend_prompts(longer, max_prompt_points=12)
     check = export_for_osam(longer, EfficientSamProcessor.from_model_config(longer.config), tmp_path / "new")
     assert check["mask_iou"] > 0.99

@@ -109,27 +109,36 @@ def test_a_mask_without_a_click_on_its_object_says_nothing_of_where_that_ends():
 
 
 def test_only_what_a_window_shows_larger_is_asked_again():
-    """Object 0 is small, 1 fills the picture, and of 2 nothing is known but the background."""
-    masks, scores = torch.zeros(3, 1, *SIZE, dtype=torch.bool), torch.zeros(3, 1)
-    masks[1] = True
-    before, seen = masks.clone(), []
+    """Object 0 is small, 1 fills the picture, of 2 nothing is known but the background, and 3 has a large box."""
+    logits, scores = torch.full((4, 1, *SIZE), -1.0), torch.zeros(4, 1)
+    logits[1], drawn = 1.0, []
+    seen = []
+
+    def draw(rows):
+        drawn.append(rows)
+        return rows >= 0
 
     def ask(part, pointed):
         seen.append((part, pointed))
         return torch.ones(1, *part.shape[1:], dtype=torch.bool), torch.ones(1)
 
-    objects = [Pointed(box=[50, 40, 60, 50]), Pointed([[3, 3]], [1]), Pointed([[3, 3]], [0])]
+    objects = [
+        Pointed(box=[50, 40, 60, 50]),
+        Pointed([[3, 3]], [1]),
+        Pointed([[3, 3]], [0]),
+        Pointed(box=[0, 0, *SIZE]),
+    ]
     picture = torch.arange(SIZE[0] * SIZE[1]).view(1, *SIZE)
-    found, found_scores = look_closer(picture, masks, scores, objects, 2.0, ask)
+    found, found_scores = look_closer(picture, logits, scores, objects, 2.0, draw, ask)
     left, top, right, bottom = window_around([50, 40, 60, 50], SIZE, 2.0)
     ((part, pointed),) = seen
     assert torch.equal(part, picture[:, top:bottom, left:right])
     assert pointed == Pointed([], [], [50 - left, 40 - top, 60 - left, 50 - top])
     assert found[0, 0, top:bottom, left:right].all()
     assert found[0].sum() == (right - left) * (bottom - top)
-    assert torch.equal(found[1:], before[1:])
-    assert found_scores.flatten().tolist() == [1, 0, 0]
-    assert found is masks, "masks are written over: large photos have gigabytes of them"
+    assert torch.equal(found[1:], logits[1:] >= 0)
+    assert found_scores.flatten().tolist() == [1, 0, 0, 0]
+    assert [len(rows) for rows in drawn] == [3], "what a box says is looked at closer is not drawn before"
 
 
 def test_the_answer_is_that_of_the_crop(model, processor, photo):

@@ -34,7 +34,7 @@ class Segmentation:
 
     Args:
         masks: (Q, M, H, W), booleans.
-        scores: Predicted IoU, (Q, M); the best one may be another (config, `rank_by_stability`, `rank_by_prompt`).
+        scores: Predicted IoU, (Q, M); the best one may be another (config, `rank_by_stability`, `rank_by_box`).
         image_embeddings: (1, C, h, w), to be given to `segment` again for the next click on the same photo.
     """
 
@@ -158,7 +158,8 @@ def segment(
         if len(image_embeddings) != 1:
             raise ValueError(f"wanted the embeddings of one picture, found those of {len(image_embeddings)}")
     inputs = processor(**pictures, **prompts, return_tensors="pt").to(model.device)
-    sizes, objects = inputs.pop("original_sizes"), pointed_at(points, labels, boxes, shown)
+    del inputs["original_sizes"]
+    objects = pointed_at(points, labels, boxes, shown)
     if zoom and all(pointed.on_object() or pointed.box for pointed in objects):
         # What a closer look shows no larger is found as well without the mask (docs/benchmarks.md).
         inputs.pop("input_masks", None)
@@ -167,30 +168,34 @@ def segment(
     low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config, inputs)
     if nobody:
         low_resolution, scores = low_resolution[:, :0], scores[:, :0]
-    found, scores = processor.post_process_masks(low_resolution, sizes, images=[picture])[0], scores[0]
-    if zoom:
-        found, scores = ask_closer(model, processor, picture, found, scores, objects, zoom)
+    found, scores = answer_at_size(model, processor, picture, low_resolution[0], scores[0], objects, zoom)
     embeddings = outputs.image_embeddings
     return Segmentation(found, scores, embeddings.clone() if embeddings.is_inference() else embeddings)
 
 
-def ask_closer(
+def answer_at_size(
     model: EfficientSamModel,
     processor: EfficientSamProcessor,
     picture: Tensor,
-    masks: Tensor,
+    logits: Tensor,
     scores: Tensor,
     objects: list[Pointed],
     zoom: float,
 ) -> tuple[Tensor, Tensor]:
-    """Masks (Q, M, H, W) and scores (Q, M) of a picture (3, H, W), asked for once more as `look_closer` says."""
+    """Logits (Q, M, h, w), the best first -> masks (Q, M, H, W) of a picture (3, H, W) and scores (Q, M).
+
+    With a `zoom` they are asked for once more, as `look_closer` says.
+    """
+
+    def draw(logits: Tensor) -> Tensor:
+        return processor.post_process_masks(logits[None], [picture.shape[-2:]], images=[picture])[0]
 
     def ask(part: Tensor, pointed: Pointed) -> tuple[Tensor, Tensor]:
         points, labels = ([given] if given else None for given in (pointed.points, pointed.labels))
         closer = segment(model, processor, part, points, labels, pointed.box, zoom=0, masks=pointed.mask)
         return closer.masks[0], closer.scores[0]
 
-    return look_closer(picture, masks, scores, objects, zoom, ask)
+    return look_closer(picture, logits, scores, objects, zoom, draw, ask) if zoom else (draw(logits), scores)
 
 
 def pointed_at(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .cpu_threads import in_order
 from .pictures_efficientsam import read_picture
-from .prediction import NOBODY, Segmentation, ask_closer, best_first, find_zoom, pointed_at
+from .prediction import NOBODY, Segmentation, answer_at_size, best_first, find_zoom, pointed_at
 from .processing_efficientsam import EfficientSamProcessor
 from .prompts_efficientsam import one_image
 from .zooming import Pointed
@@ -133,13 +133,10 @@ class SegmentationStream:
         """Masks at the pictures' sizes, without those of the padding."""
         masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config, staged.inputs)
         for row, objects in enumerate(staged.objects):
-            own, place = scores[row, : len(objects)], slice(row, row + 1)
-            picture, found = staged.pictures[row], masks[place, : len(objects)]
-            drawn = self.processor.post_process_masks(found, staged.sizes[place], images=[picture])[0]
-            if self.zoom:
-                drawn, own = ask_closer(self.model, self.processor, picture, drawn, own, objects, self.zoom)
-            # A copy, which is no inference tensor and does not hold those of the whole batch.
-            yield Segmentation(drawn, own.clone(), outputs.image_embeddings[place].clone())
+            found, own, picture = masks[row, : len(objects)], scores[row, : len(objects)], staged.pictures[row]
+            drawn, own = answer_at_size(self.model, self.processor, picture, found, own, objects, self.zoom)
+            # Copies, which are no inference tensors and do not hold those of the whole batch.
+            yield Segmentation(drawn, own.clone(), outputs.image_embeddings[row : row + 1].clone())
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

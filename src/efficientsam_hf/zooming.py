@@ -7,6 +7,7 @@ crops around the last answer in the same way, from the second click on.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .masks_efficientsam import masks_to_boxes
@@ -98,29 +99,41 @@ class Pointed:
 
 def look_closer(
     picture: Tensor,
-    masks: Tensor,
+    logits: Tensor,
     scores: Tensor,
     objects: Sequence[Pointed],
     zoom: float,
+    draw: Callable[[Tensor], Tensor],
     ask: Callable[[Tensor, Pointed], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """The answer once more, written over the first one of each object that a window shows larger.
+    """The answer at the picture's size; of each object that a window shows larger, what is seen there.
 
     Args:
         picture: (C, H, W).
-        masks: Of the first answer, (Q, M, H, W), the best first; written over.
+        logits: Of the first answer, (Q, M, h, w), the best first.
         scores: (Q, M).
         objects: Q of them.
         zoom: Sides of a window, as multiples of those of the object.
+        draw: Logits (q, M, h, w) -> masks (q, M, H, W).
         ask: Part of the picture, and what points at an object in it -> masks (M, h, w), scores (M).
+
+    Returns:
+        Masks (Q, M, H, W), booleans, and scores (Q, M).
     """
-    scores = scores.clone()  # unlike the masks they are few, and may be a view of a batch's
+    size, scores = (picture.shape[-2], picture.shape[-1]), scores.clone()
+    # A box says where to look by itself: such masks, which large photos have gigabytes of, need not be drawn first.
+    undrawn = torch.zeros((), dtype=torch.bool, device=logits.device).expand(size)
+    windows = [pointed.window(undrawn, zoom) if pointed.box else None for pointed in objects]
+    rows = [row for row, window in enumerate(windows) if not window]
+    if len(rows) == len(objects):
+        masks = draw(logits)
+    else:
+        masks = logits.new_zeros((*logits.shape[:2], *size), dtype=torch.bool)
+        masks[rows] = draw(logits[rows]) if rows else masks[:0]
     for row, pointed in enumerate(objects):
-        window = pointed.window(masks[row, 0], zoom)
-        if not window:
-            continue
-        inside = pointed.inside(window, (picture.shape[-2], picture.shape[-1]))
-        if inside.on_object() or inside.box or inside.mask is not None:
+        window = windows[row] or (None if pointed.box else pointed.window(masks[row, 0], zoom))
+        inside = pointed.inside(window, size) if window else Pointed()
+        if window and (inside.on_object() or inside.box or inside.mask is not None):
             left, top, right, bottom = window
             closer, scores[row] = ask(picture[:, top:bottom, left:right], inside)
             masks[row] = False
