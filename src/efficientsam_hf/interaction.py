@@ -159,9 +159,9 @@ class PhotoSession:
         Raises:
             ValueError: if the model cannot be asked this, such as for one click too many.
         """
-        found, shown = self.found, None
-        if processor.mask_prompts and found.answer and (mask := found.mask(self.photo.size)).any():
-            shown = encode_rle(mask)
+        found = self.found
+        mask = found.mask(self.photo.size) if processor.mask_prompts and found.answer else None
+        shown = encode_rle(mask) if mask is not None and mask.any() else None
         self.ask(model, processor, (*self.remembered(), found.prompt.with_click(*self.in_pixels(x, y), label, shown)))
 
     def drag(
