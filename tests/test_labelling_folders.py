@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -30,6 +31,41 @@ def label(source, output, format="coco") -> LabelFolder:
     list(folder.label(draw_mask))
     folder.conclude()
     return folder
+
+
+OTHERS = scene_files(9)["sa_8.jpg"]
+
+
+def lay(room: Path, kind: str, content: bytes) -> Path:
+    """One picture in a folder, a tar or a table, always of the same name."""
+    if kind == "folder":
+        return make_folder(room / "set", {"a.jpg": content})
+    room.mkdir()
+    if kind == "tar":
+        make_tar(room / "set.tar", {"a.jpg": content})
+        return room / "set.tar"
+    cells = [{"bytes": content, "path": "a.jpg"}]
+    datasets.Dataset.from_dict({"image": cells, "photo": cells}).to_parquet(room / "set.parquet")
+    return room / "set.parquet"
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_other_pictures_of_the_same_names_are_refused_and_the_same_ones_elsewhere_are_not(kind, tmp_path):
+    mine, others = lay(tmp_path / "mine", kind, JPEG), lay(tmp_path / "others", kind, JPEG + OTHERS)
+    folder = label(mine, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"of other pictures \(by sizes or place\): choose another folder"):
+        label(others, tmp_path / "out")
+    assert label(mine.rename(tmp_path / mine.name), tmp_path / "out").report() == folder.report()
+    # Where no shard is done nothing is mistaken; so is a mended picture's labelled anew.
+    folder.note_of(folder.shards[0]).unlink()
+    assert label(others, tmp_path / "out").report()[0].pictures == 1
+
+
+def test_another_column_is_other_pictures(tmp_path):
+    table = lay(tmp_path / "mine", "parquet", JPEG)
+    label(table, tmp_path / "out")
+    with pytest.raises(ValueError, match="of other pictures"):
+        LabelFolder(tmp_path / "out", "coco", find_label_shards(str(table), column="photo"), {})
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,9 +15,10 @@ from typing import Any
 
 from ..data.blobs import find_blobs
 from ..data.images import Picture, cell_bytes, picture_suffixes
-from ..data.shards import Member, WholeHeader, find_shards, is_streamed, open_shard
+from ..data.shards import Member, WholeHeader, find_shards, is_streamed, named_by, open_shard
 
 TARS = (".tar", ".tar.gz", ".tgz")
+FIRST_BYTES = 1024  # by which other files of one name and size are told apart
 Report = Callable[[str], None]
 
 
@@ -30,11 +31,13 @@ class Shard:
         pictures: Gives the pictures; what cannot be read at all is told to the function it is given. A picture's name
             is a relative path, no other picture's of the source.
         count: How many there are, if that is known without reading.
+        origin: What tells the shard from another one of its name: looks of files, or an address.
     """
 
     name: str
     pictures: Callable[[Report], Iterator[Picture]]
     count: int | None = None
+    origin: str = ""
 
 
 def find_label_shards(
@@ -101,7 +104,17 @@ def listed(pictures: list[Picture], report: Report) -> Iterator[Picture]:
 def shard_of_tar(address: str) -> Shard:
     """A tar by its path or address; its pictures are called `TAR/MEMBER`."""
     name = re.sub(r"\.(tar|tar\.gz|tgz)$", "", address.rstrip("/").rpartition("/")[2].partition("?")[0])
-    return Shard(name, partial(tar_pictures, address, name))
+    return Shard(name, partial(tar_pictures, address, name), origin=look_of(address))
+
+
+def look_of(place: str) -> str:
+    """Of a file its name, size and first bytes, wherever it lies, or the address of something else."""
+    path = Path(place)
+    if "://" in place or not path.is_file():
+        return place
+    # Sizes of tars are multiples of 10240; their first bytes are a member's header.
+    with path.open("rb") as file:
+        return f"{path.name} {path.stat().st_size} {file.read(FIRST_BYTES).hex()}"
 
 
 def tar_pictures(address: str, shard: str, report: Report) -> Iterator[Picture]:
@@ -151,7 +164,9 @@ def shards_of_dataset(name: str, files: str | None, split: str, column: str) -> 
         for row, record in enumerate(part):
             yield dataset_picture(record[column] or {}, number, row)
 
-    return [Shard(f"shard_{number:05}", partial(pictures_of, number)) for number in range(total)]
+    named = sorted(named_by(files)) if files else [name, split]
+    origin = "\n".join([column, *map(look_of, named)])
+    return [Shard(f"shard_{number:05}", partial(pictures_of, number), origin=origin) for number in range(total)]
 
 
 def dataset_picture(cell: dict[str, Any], shard: int, row: int) -> Picture:
