@@ -146,3 +146,29 @@ def test_pictures_of_every_kind_are_labelled_as_everything_does(tmp_path):
     assert [image["file_name"] for image in content["images"]] == names
     make_tar(tmp_path / "t.tar", {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()})
     assert label(tmp_path / "t.tar", tmp_path / "tar_out").report()[0].pictures == len(names)
+
+
+def test_labelme_finds_pictures_from_behind_a_link(tmp_path):
+    make_folder(tmp_path / "set", {"a.jpg": JPEG})
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "deep" / "er")
+    label(tmp_path / "set", tmp_path / "out", "labelme")
+    path = json.loads((tmp_path / "out" / "a.json").read_text())["imagePath"]
+    assert (tmp_path / "deep" / "er" / path).read_bytes() == JPEG
+
+
+def test_yolo_s_pictures_are_beside_its_data_yaml_wherever_one_trains(tmp_path):
+    make_folder(tmp_path / "set", {"a.jpg": JPEG})
+    label(tmp_path / "set", tmp_path / "out", "yolo")
+    assert (tmp_path / "out" / "data.yaml").read_text().startswith("train: images\nval: images\nnames:\n")
+
+
+def test_a_folder_of_two_kinds_and_a_pattern_of_pictures_are_refused(tmp_path):
+    make_folder(tmp_path / "set", {"a.jpg": JPEG, "1.parquet": b"", "2.parquet": b""})
+    make_tar(tmp_path / "set" / "t.tar", {"a.jpg": JPEG})
+    with pytest.raises(ValueError, match="set has 1 pictures and 1 tars and 2 parquet files: wanted one kind"):
+        find_label_shards(str(tmp_path / "set"))
+    with pytest.raises(
+        ValueError, match=r"\*.JPG is a pattern of pictures: wanted their folder, or a pattern of tars"
+    ):
+        find_label_shards(str(tmp_path / "set" / "*.JPG"))

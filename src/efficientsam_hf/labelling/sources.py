@@ -3,6 +3,7 @@
 A folder is cut into runs of pictures, a tar is a shard, and a data set of the Hub has the shards it was stored in.
 """
 
+import glob
 import re
 import tarfile
 import zlib
@@ -61,6 +62,10 @@ def find_label_shards(
         shards = shards_of_folder(Path(source), pictures_per_shard, split, column)
     elif source.endswith(".parquet"):
         shards = shards_of_dataset("parquet", source, split, column)
+    elif glob.has_magic(source) and source.lower().endswith(picture_suffixes()):
+        raise ValueError(
+            f"{source} is a pattern of pictures: wanted their folder, or a pattern of tars or parquet files"
+        )
     elif source.endswith(TARS) or is_streamed(source):
         shards = [shard_of_tar(address) for address in find_shards([source])]
     elif Path(source).is_file():
@@ -77,14 +82,23 @@ def find_label_shards(
 
 
 def shards_of_folder(folder: Path, pictures_per_shard: int, split: str, column: str) -> list[Shard]:
-    """Runs of the folder's pictures by name; or its tars, or its parquet files, if it has no picture."""
+    """Runs of the folder's pictures by name; or its tars, or its parquet files, if that is what it has.
+
+    Raises:
+        ValueError: if it has two of these kinds.
+    """
     blobs = find_blobs(folder, "pictures")
     suffixes = picture_suffixes()
     pictures = [Picture(name, blob) for name, blob in sorted(blobs.items()) if name.lower().endswith(suffixes)]
     tars = sorted(name for name in blobs if name.endswith(TARS))
-    if not pictures and tars:
+    tables = [name for name in blobs if name.endswith(".parquet")]
+    kinds = {"pictures": pictures, "tars": tars, "parquet files": tables}
+    found = [f"{len(files)} {kind}" for kind, files in kinds.items() if files]
+    if len(found) > 1:
+        raise ValueError(f"{folder} has {' and '.join(found)}: wanted one kind, or a pattern of the tars or tables")
+    if tars:
         return [shard_of_tar(str(folder / name)) for name in tars]
-    if not pictures and any(name.endswith(".parquet") for name in blobs):
+    if tables:
         return shards_of_dataset("parquet", str(folder / "**/*.parquet"), split, column)
     if not pictures:
         raise FileNotFoundError(f"no picture, tar or parquet file in {folder}: found {len(blobs)} other files")
