@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..masks_efficientsam import encode_rle
 from .blobs import Blob, find_blobs
@@ -30,6 +30,10 @@ class MaskedPicture(LabelledPicture):
 
     masks: tuple[tuple[str, Blob], ...]
     one_object_each: bool
+
+    def label_blobs(self) -> tuple[Blob, ...]:
+        """The PNGs."""
+        return tuple(blob for _, blob in self.masks)
 
     def read_annotations(self) -> list[dict]:
         """Records with `area` and `segmentation`; empty masks are none.
@@ -57,7 +61,9 @@ def read_labels(name: str, blob: Blob, colors: bool = False) -> np.ndarray:
             grey = image.mode in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L") and not (colors and image.mode == "P")
             pixels = np.asarray(image if grey else image.convert("L" if image.mode == "LA" else "RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} in {blob.path} is no readable mask: {error}") from error
+        # Pillow would name the place in memory, as of pictures.
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{name} in {blob.path} is no readable mask: {reason}") from error
     if pixels.ndim == 3:
         return pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels

@@ -76,6 +76,10 @@ class LabelledPicture:
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {error}") from error
 
+    def label_blobs(self) -> tuple[Blob, ...]:
+        """The files that hold this picture's masks alone."""
+        return ()
+
     def read_annotations(self) -> list[dict]:
         """A record for each mask: its `area` in pixels and its `segmentation`, still run-length encoded."""
         raise NotImplementedError(f"{type(self).__name__} reads no annotations")
@@ -87,10 +91,17 @@ class Pair(LabelledPicture):
 
     annotations: Blob
 
+    def label_blobs(self) -> tuple[Blob, ...]:
+        """The JSON."""
+        return (self.annotations,)
+
     def read_annotations(self) -> list[dict]:
         """The records of SA-1B's JSON."""
         try:
-            return json.loads(self.annotations.read())["annotations"]
+            records = json.loads(self.annotations.read())["annotations"]
+            if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
+                raise TypeError("wanted a list of records")
+            return records
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.name} in {self.annotations.path} has no readable annotations: {error}") from error
 
