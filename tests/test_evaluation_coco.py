@@ -221,6 +221,22 @@ def test_what_was_answered_is_not_asked_again(coco):
     assert len((coco[0] / "results_masks.jsonl").read_text().splitlines()) == 3
 
 
+def test_annotations_without_a_shape_or_a_box_are_no_end(coco, caplog):
+    dataset = read_dataset(coco[1])
+    answers, whole = fed_back(dataset), average_precision(dataset, fed_back(dataset))
+    boxes = average_precision(dataset, answers, "bbox")
+    for item in dataset["annotations"]:
+        del item["bbox"]
+    assert (average_precision(dataset, answers), average_precision(dataset, answers, "bbox")) == (whole, boxes)
+    assert not caplog.text
+    dataset["annotations"] += [
+        {"id": 99, "image_id": 0, "category_id": 1, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
+    ]
+    assert average_precision(dataset, answers) == whole
+    assert "1 annotations have no shape and are not compared" in caplog.text
+    assert average_precision(dataset, answers, "bbox")["AP"] < boxes["AP"]
+
+
 def test_the_same_question_put_twice_at_one_time_is_answered_twice(tmp_path):
     journal = Journal(tmp_path / "results.json", "q" * 16, Share())
     journal.write(0, {"found": 0})

@@ -15,9 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ..masks_efficientsam import encode_rle
 from .blobs import Blob, find_blobs
+from .images import picture_suffixes
 from .sa1b import LabelledPicture
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VOID = 255  # PASCAL VOC's border between objects
 MOST_OBJECTS = 1000  # in a label map; a picture that has lost its few exact values to JPEG or resizing has more
 MOST_BESIDE_VOID = 32  # values of 8 bits, where the void is more than all objects together; soft edges have more
@@ -95,7 +95,7 @@ def find_masked_pictures(folder: str | Path) -> list[LabelledPicture]:
         ValueError: if a picture has a label map and single masks.
     """
     blobs = find_blobs(folder, "images/ and masks/")
-    shown = sorted(name for name in blobs if is_in(name, "images", PICTURES))
+    shown = sorted(name for name in blobs if is_in(name, "images", picture_suffixes()))
     images = {within(name): blobs[name] for name in reversed(shown)}
     masks: dict[str, list[tuple[str, Blob]]] = {}
     for name, blob in sorted(blobs.items()):

@@ -109,15 +109,17 @@ class Pair(LabelledPicture):
 def find_pairs(source: str | Path) -> list[Pair]:
     """All pairs in a folder or a tar, sorted by name.
 
-    A picture without its JSON, and the reverse, is left out and counted in the log.
+    A picture without its JSON, the reverse, and one whose name another has are left out and counted in the log.
 
     Raises:
         FileNotFoundError: if there is nothing at `source`, or no pair in it.
         ValueError: if it is a file, but no uncompressed tar.
     """
     blobs = find_blobs(source, ".jpg and .json pairs")
-    images = {pair_name(name): blob for name, blob in blobs.items() if name.lower().endswith((".jpg", ".jpeg"))}
-    records = {pair_name(name): blob for name, blob in blobs.items() if name.endswith(".json")}
+    images, doubles = by_pair_name(blobs, (".jpg", ".jpeg"))
+    records, double_records = by_pair_name(blobs, (".json",))
+    if doubles := doubles + double_records:
+        logger.warning("%s: left out: %d files whose pair's name another has, as %s", source, len(doubles), doubles[0])
     names = sorted(images.keys() & records.keys())
     if not names:
         raise FileNotFoundError(
@@ -127,6 +129,14 @@ def find_pairs(source: str | Path) -> list[Pair]:
     if halves := sorted(images.keys() ^ records.keys()):
         logger.warning("%s: %d pairs, left out: %d halves, such as %s", source, len(names), len(halves), halves[0])
     return [Pair(name, images[name], records[name]) for name in names]
+
+
+def by_pair_name(blobs: dict[str, Blob], suffixes: tuple[str, ...]) -> tuple[dict[str, Blob], list[str]]:
+    """The files of these suffixes by their pairs' names, the first by path of each; and the others' paths."""
+    names = sorted(name for name in blobs if name.lower().endswith(suffixes))
+    first = {pair_name(name): name for name in reversed(names)}
+    doubles = [name for name in names if first[pair_name(name)] != name]
+    return {pair: blobs[name] for pair, name in first.items()}, doubles
 
 
 def pair_name(name: str) -> str:
