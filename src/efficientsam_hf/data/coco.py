@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..masks_efficientsam import rle_area
+from ..pictures_efficientsam import LARGEST_PICTURE
 from .blobs import Blob, find_blobs
-from .sa1b import LARGEST_PICTURE, LabelledPicture
+from .sa1b import LabelledPicture
 
 logger = logging.getLogger(__name__)
 FARTHEST = 1_000_000  # pixels, of a polygon's corner

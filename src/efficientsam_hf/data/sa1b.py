@@ -20,14 +20,12 @@ from torch.utils.data import Dataset
 
 from ..image_processing_efficientsam import EfficientSamImageProcessor
 from ..masks_efficientsam import decode_rle, masks_to_boxes
-from ..pictures_efficientsam import as_stored
+from ..pictures_efficientsam import LARGEST_PICTURE, as_stored
 from .augmentation import Augmentation, paste_objects, paste_shapes
 from .blobs import Blob, find_blobs
 
 logger = logging.getLogger(__name__)
 
-# A tenth of a gigapixel, 1.5 GB once its pixels are floats beside bytes. SA-1B's have 1500 by a few thousand.
-LARGEST_PICTURE = 100_000_000
 # So many draws in a row without a usable picture are no accident.
 FRUITLESS = 100
 

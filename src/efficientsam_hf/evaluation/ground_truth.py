@@ -16,9 +16,10 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..data.coco import PictureFiles, file_names, read_dataset, run_lengths
-from ..data.sa1b import LARGEST_PICTURE, LabelledPicture
+from ..data.sa1b import LabelledPicture
 from ..data.sources import find_labelled_pictures
 from ..masks_efficientsam import decode_rle, masks_to_boxes, read_counts, rle_area
+from ..pictures_efficientsam import LARGEST_PICTURE
 from .skips import Skips
 
 

@@ -92,8 +92,8 @@ def shards_of_folder(folder: Path, pictures_per_shard: int, split: str, column: 
     pictures = [Picture(name, blob) for name, blob in sorted(blobs.items()) if name.lower().endswith(suffixes)]
     tars = sorted(name for name in blobs if name.endswith(TARS))
     tables = [name for name in blobs if name.endswith(".parquet")]
-    kinds = {"pictures": pictures, "tars": tars, "parquet files": tables}
-    found = [f"{len(files)} {kind}" for kind, files in kinds.items() if files]
+    counts = {"pictures": len(pictures), "tars": len(tars), "parquet files": len(tables)}
+    found = [f"{count} {kind}" for kind, count in counts.items() if count]
     if len(found) > 1:
         raise ValueError(f"{folder} has {' and '.join(found)}: wanted one kind, or a pattern of the tars or tables")
     if tars:
