@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -146,6 +147,16 @@ def test_pictures_of_every_kind_are_labelled_as_everything_does(tmp_path):
     assert [image["file_name"] for image in content["images"]] == names
     make_tar(tmp_path / "t.tar", {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()})
     assert label(tmp_path / "t.tar", tmp_path / "tar_out").report()[0].pictures == len(names)
+
+
+def test_a_hard_link_in_a_tar_is_told(tmp_path):
+    make_folder(tmp_path / "set", {"a.jpg": JPEG})
+    (tmp_path / "set" / "b.jpg").hardlink_to(tmp_path / "set" / "a.jpg")
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        archive.add(tmp_path / "set", arcname=".")
+    total, _ = label(tmp_path / "t.tar", tmp_path / "out").report()
+    assert (total.pictures, len(total.skipped)) == (1, 1)
+    assert "a hard link to ./" in total.skipped[0]
 
 
 def test_labelme_finds_pictures_from_behind_a_link(tmp_path):

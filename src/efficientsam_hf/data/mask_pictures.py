@@ -32,7 +32,7 @@ class MaskedPicture(LabelledPicture):
     one_object_each: bool
 
     def label_blobs(self) -> tuple[Blob, ...]:
-        """The PNGs."""
+        """Its files in `masks/`."""
         return tuple(blob for _, blob in self.masks)
 
     def read_annotations(self) -> list[dict]:

@@ -142,7 +142,13 @@ def tar_pictures(address: str, shard: str, report: Report) -> Iterator[Picture]:
         try:
             with tarfile.open(fileobj=file, mode="r|*", tarinfo=WholeHeader) as archive:
                 for member in archive:
-                    if member.isfile() and member.name.lower().endswith(suffixes):
+                    if not member.name.lower().endswith(suffixes):
+                        continue
+                    if member.islnk():
+                        report(
+                            f"{shard}/{safe_path(member.name)}: a hard link to {member.linkname}, which is labelled"
+                        )
+                    elif member.isfile():
                         content = archive.extractfile(member).read()  # type: ignore[union-attr]
                         blob = Member(Path(address), member.offset_data, member.size, content)
                         yield Picture(f"{shard}/{safe_path(member.name)}", blob)
