@@ -85,7 +85,7 @@ class LabelFolder:
         note = self.note_of(shard)
         if note.is_file() and json.loads(note.read_text()).get("digest") != digest_of_content(shard):
             raise ValueError(
-                f"{self.folder} holds labels of {shard.name} of other pictures (by sizes or place): choose another "
+                f"{self.folder} has in {shard.name} labels of other pictures (by sizes or place): choose another "
                 f"folder, or take {note} away if these pictures are the same ones, mended"
             )
 
