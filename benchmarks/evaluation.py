@@ -38,7 +38,7 @@ class OneByOne(EfficientSamPredictor):
             # The first object's encoding has just been paid for.
             known = embedded if self.keeps or at == 0 else super().embed(self.picture)
             parts.append(super().decode(known, prompts[at : at + 1]))
-        return Answer(torch.cat([part.logits for part in parts]), torch.cat([part.scores for part in parts]))
+        return Answer.join(parts)
 
 
 class FromThePicture(OneByOne):

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from efficientsam_hf import load_checkpoint, segment_everything
+from efficientsam_hf.data.images import picture_suffixes
 from efficientsam_hf.labelling.formats import FORMATS
 from efficientsam_hf.labelling.shards import LabelFolder
-from efficientsam_hf.labelling.sources import PICTURES, find_label_shards
+from efficientsam_hf.labelling.sources import find_label_shards
 
 
 def seconds(call: Callable) -> tuple[float, float]:
@@ -47,7 +48,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as room:
         source = Path(room) / "source"
         source.mkdir()
-        found = sorted(path for path in args.folder.rglob("*") if path.suffix.lower() in PICTURES)[: args.photos]
+        photos = sorted(path for path in args.folder.rglob("*") if path.suffix.lower() in picture_suffixes())
+        found = photos[: args.photos]
         paths = [Path(shutil.copy(path, source / f"{number:05}{path.suffix}")) for number, path in enumerate(found)]
 
         def label(format: str, number: int) -> None:

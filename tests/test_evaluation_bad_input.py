@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from oracles import Oracle, write_coco
 from PIL import Image
+from synthetic import make_folder, make_scene, scene_files
 from test_evaluation_coco import MODEL, campaign, write_detections
 
 from efficientsam_hf.data.blobs import find_blobs
 from efficientsam_hf.data.coco import read_dataset
 from efficientsam_hf.data.sa1b import LabelledPicture
-from efficientsam_hf.evaluation.campaign import score_detections, score_interactive, score_proposals
+from efficientsam_hf.evaluation.campaign import Campaign, score_detections, score_interactive, score_proposals
 from efficientsam_hf.evaluation.ground_truth import read_or_note
 from efficientsam_hf.evaluation.interactive import Settings
 from efficientsam_hf.evaluation.protocols import find_protocol
@@ -238,3 +239,65 @@ def test_no_model_hears_which_side_exif_data_says_is_up(tmp_path):
     picture = LabelledPicture("turned.jpg", find_blobs(tmp_path, "pictures")["turned.jpg"])
     seen = read_picture(read_or_note(picture, Skips()))
     assert np.array_equal(seen.permute(1, 2, 0), stored)
+
+
+def masks_in_png(folder, count=2):
+    """A folder of `images/` and `masks/`, and the true masks by number."""
+    _, masks_of = write_coco(folder, count)
+    (folder / "masks").mkdir()
+    for number in range(count):
+        Image.fromarray(masks_of[number][0]).save(folder / "masks" / f"{number}.png")
+    return masks_of
+
+
+@pytest.mark.parametrize("layout", ["png", "sa1b"])
+def test_one_file_of_masks_that_cannot_be_read_is_counted_or_stops_everything(layout, tmp_path):
+    if layout == "png":
+        masks_of, broken, masks = masks_in_png(tmp_path), tmp_path / "masks" / "1.png", 1
+    else:
+        make_folder(tmp_path, scene_files(2))
+        masks_of, broken, masks = dict.fromkeys(range(25, 35), make_scene(0)[1]), tmp_path / "sa_1.json", 4
+    hashes = set()
+    for content in (b"junk", b'{"annotations": [3]}', b'{"annotations": null}'):
+        broken.write_bytes(content)
+        asked = Campaign(tmp_path, None, tmp_path / "results.json")
+        score_interactive(asked, Oracle(masks_of), MODEL, [find_protocol("box")], Settings())
+        skipped = asked.results[0]["skipped"]["annotations that cannot be read"]
+        assert skipped["count"] == 1
+        assert "no readable" in skipped["such_as"][0]
+        assert " object at 0x" not in skipped["such_as"][0]
+        assert asked.results[0]["protocols"][0]["masks"] == masks
+        hashes.add(asked.truth_hash)
+    assert len(hashes) == 3
+    asked = Campaign(tmp_path, None, tmp_path / "results.json", strict=True)
+    with pytest.raises(ValueError, match="annotations that cannot be read"):
+        score_interactive(asked, Oracle(masks_of), MODEL, [find_protocol("box")], Settings())
+
+
+def test_a_photo_that_exif_turns_is_scored_as_stored_and_noted(tmp_path):
+    masks_of, exif = masks_in_png(tmp_path), Image.Exif()
+    exif[274] = 3
+    for path in (tmp_path / "images").iterdir():
+        Image.open(path).save(path, exif=exif)
+    asked = Campaign(tmp_path, None, tmp_path / "results.json", strict=True)
+    score_interactive(asked, Oracle(masks_of), MODEL, [find_protocol("box")], Settings())
+    (noted,) = asked.results[0]["skipped"].items()
+    assert noted[0].startswith("a picture that its EXIF data turns")
+    assert (noted[1]["count"], asked.results[0]["protocols"][0]["masks"]) == (2, 2)
+
+
+def test_nothing_that_is_read_is_written_over(coco):
+    folder, path, _ = coco
+    with pytest.raises(ValueError, match=r"instances.json would be written over .*instances.json, which is read"):
+        Campaign(folder / "images", path, path)
+    (folder / "linked_masks.jsonl").symlink_to(path)
+    with pytest.raises(ValueError, match=r"linked_masks.jsonl would be written over .*instances.json"):
+        Campaign(folder / "images", path, folder / "linked.json")
+    with pytest.raises(ValueError, match=r"0.png would be written over .*0.png"):
+        Campaign(folder / "images", path, folder / "images" / "0.png", limit=1)
+    results = folder / "results.json"
+    results.write_text("[]")
+    asked = Campaign(folder / "images", path, results, unlabelled=True)
+    with pytest.raises(ValueError, match=r"results.json would be written over .*results.json"):
+        score_detections(asked, Oracle({}), MODEL, results)
+    assert results.read_text() == "[]"

@@ -124,6 +124,14 @@ def test_several_models_in_one_table(room, checkpoint):
     assert result.output.count("| tiny | ") == 4  # mean IoU and AP
 
 
+def test_a_part_of_the_masks_has_no_ap_and_a_protocol_named_twice_is_asked_once(room, checkpoint):
+    result = run("boxes", *COCO, "--model", checkpoint, "--masks", 1, "--limit", 1)
+    assert "no AP: it is of all objects, and --masks asked for a part of them" in result.output
+    assert "no AP" not in run("boxes", *COCO, "--model", checkpoint, "--limit", 1).output
+    assert run("points", *COCO, "--model", checkpoint, "--protocol", "sam", "--protocol", "sam").exit_code == 0
+    assert len(told()["results"][0]["protocols"]) == 1
+
+
 @pytest.mark.parametrize(
     ("file", "change"),
     [
@@ -161,6 +169,8 @@ def test_models_of_one_name_and_weights_with_other_settings_are_apart(room, chec
         (["boxes", *COCO, "--refine"], "takes no mask prompts"),
         (["points", *COCO, "--show-answer"], "takes no mask prompts, which --show-answer gives it"),
         (["boxes", *COCO, "--output", "images"], "images is a folder, wanted a file"),
+        (["boxes", *COCO, "--output", "instances.json"], "instances.json would be written over instances.json"),
+        (["boxes", *COCO, "--sheet", "images/1.png"], "images/1.png would be written over images/1.png"),
         (["boxes", *COCO, "--model", "other"], "holds a model of type 'vit', wanted efficientsam, sam"),
         (["boxes", *COCO, "--model", "a.onnx,b.onnx"], "wanted ENCODER.onnx,DECODER.onnx, nothing at 'a.onnx'"),
         (["detections", *COCO, "--detections", "none.json"], "nothing at none.json"),

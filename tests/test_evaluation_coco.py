@@ -13,6 +13,7 @@ from efficientsam_hf.evaluation.campaign import Campaign, score_detections, scor
 from efficientsam_hf.evaluation.coco_ap import average_precision, true_dataset
 from efficientsam_hf.evaluation.ground_truth import find_true_pictures
 from efficientsam_hf.evaluation.interactive import Settings
+from efficientsam_hf.evaluation.journal import Journal, Share, answer_all
 from efficientsam_hf.evaluation.proposals import average_recall
 from efficientsam_hf.evaluation.protocols import find_protocol
 from efficientsam_hf.evaluation.skips import Skips
@@ -218,3 +219,31 @@ def test_what_was_answered_is_not_asked_again(coco):
     written = json.loads((coco[0] / "results.json").read_text())
     assert {"torch", "efficientsam-hf", "faster-coco-eval"} <= written["versions"].keys()
     assert len((coco[0] / "results_masks.jsonl").read_text().splitlines()) == 3
+
+
+def test_annotations_without_a_shape_or_a_box_are_no_end(coco, caplog):
+    dataset = read_dataset(coco[1])
+    answers, whole = fed_back(dataset), average_precision(dataset, fed_back(dataset))
+    boxes = average_precision(dataset, answers, "bbox")
+    for item in dataset["annotations"]:
+        del item["bbox"]
+    assert (average_precision(dataset, answers), average_precision(dataset, answers, "bbox")) == (whole, boxes)
+    assert not caplog.text
+    dataset["annotations"] += [
+        {"id": 99, "image_id": 0, "category_id": 1, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
+    ]
+    assert average_precision(dataset, answers) == whole
+    assert "1 annotations have no shape and are not compared" in caplog.text
+    assert average_precision(dataset, answers, "bbox")["AP"] < boxes["AP"]
+
+
+def test_the_same_question_put_twice_at_one_time_is_answered_twice(tmp_path):
+    journal = Journal(tmp_path / "results.json", "q" * 16, Share())
+    journal.write(0, {"found": 0})
+
+    def work(item: int) -> dict:
+        if item == 2:
+            journal.forget()  # as the other one does that is done first
+        return {"found": (item,)}
+
+    assert answer_all(range(3), work, journal) == [{"found": 0}, {"found": [1]}, {"found": [2]}]

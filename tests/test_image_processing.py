@@ -181,6 +181,17 @@ def test_palettes_with_and_without_transparency(raw, transparency, tmp_path):
 SIXTEEN = np.array([[0, 128, 129, 257, 65535 - 257, 65535]], dtype=np.uint16)
 
 
+def test_photos_of_the_largest_phones_are_read_unless_pillow_s_limit_is_set(monkeypatch):
+    assert pictures_efficientsam.PILLOWS_LIMIT == PIL.Image.MAX_IMAGE_PIXELS
+    assert 12000 * 9000 < pictures_efficientsam.LARGEST_PICTURE < 2 * PIL.Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(pictures_efficientsam, "LARGEST_PICTURE", 1600)
+    picture = PIL.Image.new("RGB", (41, 40))
+    with pytest.raises(ValueError, match="found 40 x 41 pixels, wanted at most 1600"):
+        pictures_efficientsam.read_picture(picture)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1640)
+    assert pictures_efficientsam.read_picture(picture).shape == (3, 40, 41)
+
+
 @pytest.mark.parametrize(
     "picture",
     [

@@ -2,8 +2,10 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,41 @@ def label(source, output, format="coco") -> LabelFolder:
     list(folder.label(draw_mask))
     folder.conclude()
     return folder
+
+
+OTHERS = scene_files(9)["sa_8.jpg"]
+
+
+def lay(room: Path, kind: str, content: bytes) -> Path:
+    """One picture in a folder, a tar or a table, always of the same name."""
+    if kind == "folder":
+        return make_folder(room / "set", {"a.jpg": content})
+    room.mkdir()
+    if kind == "tar":
+        make_tar(room / "set.tar", {"a.jpg": content})
+        return room / "set.tar"
+    cells = [{"bytes": content, "path": "a.jpg"}]
+    datasets.Dataset.from_dict({"image": cells, "photo": cells}).to_parquet(room / "set.parquet")
+    return room / "set.parquet"
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_other_pictures_of_the_same_names_are_refused_and_the_same_ones_elsewhere_are_not(kind, tmp_path):
+    mine, others = lay(tmp_path / "mine", kind, JPEG), lay(tmp_path / "others", kind, JPEG + OTHERS)
+    folder = label(mine, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"of other pictures \(by sizes or place\): choose another folder"):
+        label(others, tmp_path / "out")
+    assert label(mine.rename(tmp_path / mine.name), tmp_path / "out").report() == folder.report()
+    # Where no shard is done nothing is mistaken; so is a mended picture's labelled anew.
+    folder.note_of(folder.shards[0]).unlink()
+    assert label(others, tmp_path / "out").report()[0].pictures == 1
+
+
+def test_another_column_is_other_pictures(tmp_path):
+    table = lay(tmp_path / "mine", "parquet", JPEG)
+    label(table, tmp_path / "out")
+    with pytest.raises(ValueError, match="of other pictures"):
+        LabelFolder(tmp_path / "out", "coco", find_label_shards(str(table), column="photo"), {})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -110,3 +147,39 @@ def test_pictures_of_every_kind_are_labelled_as_everything_does(tmp_path):
     assert [image["file_name"] for image in content["images"]] == names
     make_tar(tmp_path / "t.tar", {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()})
     assert label(tmp_path / "t.tar", tmp_path / "tar_out").report()[0].pictures == len(names)
+
+
+def test_a_hard_link_in_a_tar_is_told(tmp_path):
+    make_folder(tmp_path / "set", {"a.jpg": JPEG})
+    (tmp_path / "set" / "b.jpg").hardlink_to(tmp_path / "set" / "a.jpg")
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        archive.add(tmp_path / "set", arcname=".")
+    total, _ = label(tmp_path / "t.tar", tmp_path / "out").report()
+    assert (total.pictures, len(total.skipped)) == (1, 1)
+    assert "a hard link to ./" in total.skipped[0]
+
+
+def test_labelme_finds_pictures_from_behind_a_link(tmp_path):
+    make_folder(tmp_path / "set", {"a.jpg": JPEG})
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "deep" / "er")
+    label(tmp_path / "set", tmp_path / "out", "labelme")
+    path = json.loads((tmp_path / "out" / "a.json").read_text())["imagePath"]
+    assert (tmp_path / "deep" / "er" / path).read_bytes() == JPEG
+
+
+def test_yolo_s_pictures_are_beside_its_data_yaml_wherever_one_trains(tmp_path):
+    make_folder(tmp_path / "set", {"a.jpg": JPEG})
+    label(tmp_path / "set", tmp_path / "out", "yolo")
+    assert (tmp_path / "out" / "data.yaml").read_text().startswith("train: images\nval: images\nnames:\n")
+
+
+def test_a_folder_of_two_kinds_and_a_pattern_of_pictures_are_refused(tmp_path):
+    make_folder(tmp_path / "set", {"a.jpg": JPEG, "1.parquet": b"", "2.parquet": b""})
+    make_tar(tmp_path / "set" / "t.tar", {"a.jpg": JPEG})
+    with pytest.raises(ValueError, match="set has 1 pictures and 1 tars and 2 parquet files: wanted one kind"):
+        find_label_shards(str(tmp_path / "set"))
+    with pytest.raises(
+        ValueError, match=r"\*.JPG is a pattern of pictures: wanted their folder, or a pattern of tars"
+    ):
+        find_label_shards(str(tmp_path / "set" / "*.JPG"))

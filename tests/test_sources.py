@@ -14,6 +14,7 @@ from synthetic import make_folder, make_scene, scene_files
 
 from efficientsam_hf.data import coco, sa1b
 from efficientsam_hf.data.blobs import find_blobs
+from efficientsam_hf.data.images import find_pictures
 from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
 from efficientsam_hf.data.sources import find_labelled_pictures
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
@@ -130,6 +131,11 @@ def test_pictures_that_cannot_be_used_are_counted(tmp_path: Path, caplog, monkey
         ({"images": []}, ValueError, r"is no JSON of COCO's or LVIS's instances: found KeyError: 'annotations'"),
         (instances(annotations=[{"image_id": 0, "bbox": [1, 2, 3, 4]}]), ValueError, "found KeyError: 'segmentation'"),
         (instances(annotations=[{"segmentation": [SQUARE]}]), ValueError, "found KeyError: 'image_id'"),
+        (
+            instances(images=[{"id": 3, "file_name": "a", "width": 1, "height": 1}] * 2),
+            ValueError,
+            "two images of id 3",
+        ),
         (instances(images=[{"id": 0, "file_name": "a"}]), ValueError, r"found KeyError: 'width'"),
         (
             instances(images=[{"id": 0, "width": 1, "height": 1}]),
@@ -154,6 +160,8 @@ def test_a_useless_json_is_said(content: dict | bytes, error: type, message: str
         (["1.jpg"], ["a/1.jpg", "b/1.jpg"], [None]),
         (["1.jpg", "a/1.jpg"], ["a/1.jpg"], [None, "a/1.jpg"]),
         (["1.jpg"], ["deep/er/1.jpg"], ["deep/er/1.jpg"]),
+        (["val\\1.jpg"], ["val/1.jpg"], ["val/1.jpg"]),
+        (["one\\1.jpg", "two\\1.jpg"], ["x/one/1.jpg", "x/two/1.jpg"], ["x/one/1.jpg", "x/two/1.jpg"]),
     ],
 )
 def test_no_picture_is_taken_for_another(names, files, wanted, tmp_path: Path):
@@ -262,6 +270,15 @@ def test_folders_behind_links_are_entered_once(tmp_path: Path):
     (folder / "masks" / "twice").symlink_to(folder / "masks" / "a")
     assert sorted(find_blobs(folder, "pictures")) == ["images/a.jpg", "masks/a/1.png"]
     assert [found.name for found in find_labelled_pictures(str(folder))] == ["a"]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".gif"])
+def test_pictures_of_every_kind_have_masks(suffix: str, tmp_path: Path):
+    for name, kind in ((f"images/a{suffix}", None), ("masks/a.png", "L")):
+        (tmp_path / name).parent.mkdir()
+        Image.new(kind or "RGB", (8, 8), 1 if kind else "red").save(tmp_path / name)
+    assert len(find_labelled_pictures(str(tmp_path))) == 1
+    assert [picture.read().size for picture in find_pictures([tmp_path / "images"])] == [(8, 8)]
 
 
 def test_a_second_picture_of_one_name_is_counted(tmp_path: Path, caplog):

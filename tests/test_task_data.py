@@ -1,5 +1,6 @@
 """Pictures with classes, instances and pixel classes: what is read, how it is changed, and what is refused."""
 
+import io
 import json
 import math
 import re
@@ -83,6 +84,16 @@ def test_folders_are_classes(room):  # noqa: F811
         open_classified(str(room / "classes"), "Train")
     with pytest.raises(ValueError, match=r"folders named by class, found .*0\.png"):
         ClassFolder(room / "classes" / "train" / "red")
+
+
+def sixteen_bits() -> Image.Image:
+    return Image.fromarray(np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16))
+
+
+def test_grey_of_16_bits_in_a_column_keeps_its_shades():
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat"])})
+    rows = datasets.Dataset.from_dict({"image": [sixteen_bits()], "label": [0]}, features=features)
+    assert len(np.unique(np.asarray(ClassColumn(rows)[0][0]))) == 256
 
 
 def test_columns_are_classes_and_numbers_out_of_range_are_named():
@@ -256,6 +267,11 @@ def test_a_picture_of_another_size_is_named(room, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
+        ([1, 1, 9, 1, 9, 9], "0.png: wanted polygons [[x, y, ...], ...] or run lengths, found [1, 1, 9, 1, 9, 9]"),
+        ([None], "0.png: wanted polygons"),
+        ({"counts": "abc"}, "0.png: run lengths want size and counts, found {'counts': 'abc'}"),
+        ({"size": [64, 64], "counts": None}, "0.png: run lengths want size and counts"),
+        ({"size": [64, 64], "counts": [None]}, "0.png: a mask is broken, found TypeError"),
         ([["a", "b", "c", "d", "e", "f"]], "0.png: corners of polygons must be numbers"),
         ({"size": [64, 64], "counts": [10, 20]}, "0.png: run lengths of a 64 x 64 mask want to add up to 4096"),
         ({"size": [32, 64], "counts": [2048]}, "0.png: the mask is 32 x 64, the JSON has 64 x 64"),
@@ -283,6 +299,29 @@ def test_instances_of_a_data_set_of_the_hub():
         InstanceColumn(rows, ["cat"])[0]
     with pytest.raises(ValueError, match="no column 'annotation'"):
         InstanceColumn(rows.remove_columns("annotation"), ["cat"])
+
+
+@pytest.mark.parametrize("column", [InstanceColumn, SemanticColumn])
+def test_pictures_of_columns_are_those_that_were_drawn_on(column):
+    """As stored, in all their shades, and of the map's size."""
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[274] = 6
+    noise().save(turned, "PNG", exif=exif)
+    drawn = Image.new("RGB" if column is InstanceColumn else "L", (60, 40))
+    cells = [
+        {"bytes": turned.getvalue(), "path": None},
+        sixteen_bits(),
+        noise(40, 40),
+        {"bytes": b"junk", "path": None},
+    ]
+    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    items = column(datasets.Dataset.from_dict({"image": cells, "annotation": [drawn] * 4}, features=features), ["x"])
+    assert np.array_equal(items[0].image, noise())
+    assert len(np.unique(np.asarray(items[1].image))) == 256
+    with pytest.raises(CorruptPictureError, match="row 2 is 40 x 60, wanted 40 x 40"):
+        items[2]
+    with pytest.raises(CorruptPictureError, match="row 3 is no readable picture"):
+        items[3]
 
 
 def test_instances_that_the_square_misses_are_dropped(room):  # noqa: F811
@@ -313,6 +352,31 @@ def test_zero_is_no_class_unless_it_is():
         class_map(drawn, 3, "x", reduce=False)
 
 
+def test_a_map_says_numbers_and_no_colours():
+    drawn = np.array([[0, 1], [1, 0]], dtype=bool)
+    assert class_map(Image.fromarray(drawn), 2, "x", reduce=False).tolist() == [[0, 1], [1, 0]]
+    deep = Image.fromarray(np.array([[0, 254]], dtype=np.uint16))
+    assert class_map(deep, 255, "x", reduce=False).tolist() == [[0, 254]]
+    for mode in ("RGB", "RGBA"):
+        with pytest.raises(ValueError, match=rf"x has colours \({mode}\): wanted grey or a palette"):
+            class_map(Image.new(mode, (2, 2)), 2, "x", reduce=False)
+    for reduce, most in ((False, 255), (True, 254)):
+        with pytest.raises(ValueError, match=f"wanted at most {most} classes, found {most + 1}: 255 in a map is none"):
+            class_map(deep, most + 1, "x", reduce)
+
+
+def test_maps_belong_to_pictures_by_their_paths(tmp_path):
+    for place, shade in (("a", 1), ("b", 2)):
+        for kind, suffix in (("images", "jpg"), ("annotations", "png")):
+            (tmp_path / kind / "training" / place).mkdir(parents=True)
+            Image.new("L", (8, 8), shade).save(tmp_path / kind / "training" / place / f"1.{suffix}")
+    items = SemanticFolder(tmp_path, "training", ["x", "y", "z"], reduce=False)
+    assert [np.unique(items[number].classes).tolist() for number in range(2)] == [[1], [2]]
+    (tmp_path / "annotations" / "training" / "b" / "1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no classes of .*training/b/1.jpg in .*annotations/training"):
+        SemanticFolder(tmp_path, "training", ["x", "y", "z"])
+
+
 def test_ade_layout(room, tmp_path):  # noqa: F811
     items = SemanticFolder(room / "ade", "training", ["box", "disc", "ground"])
     picture = items[0]
@@ -329,7 +393,7 @@ def test_ade_layout(room, tmp_path):  # noqa: F811
         SemanticFolder(tmp_path, "training", ["x"])
     (tmp_path / "annotations" / "training" / "8.png").rename(tmp_path / "annotations" / "training" / "7.png")
     with pytest.raises(ValueError, match=r"7.png is 20 x 20, wanted 40 x 60"):
-        SemanticFolder(tmp_path, "training", ["x"] * 255, reduce=True)[0]
+        SemanticFolder(tmp_path, "training", ["x"] * 254, reduce=True)[0]
 
 
 def test_semantic_columns_and_a_sample_of_nothing():

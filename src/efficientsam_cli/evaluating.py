@@ -80,7 +80,7 @@ def boxes(
     output: Output = Path("results.json"),
     sheet: Sheet = None,
 ) -> None:
-    """Mean IoU by true boxes, and mask AP where the objects have categories.
+    """Mean IoU by true boxes, and mask AP where the objects have categories (not of a part of them, `--masks`).
 
     Started again after a kill, the command goes on where it stopped. Under torchrun the processes share the pictures.
     """
@@ -163,13 +163,14 @@ def interactive(
     """Every model, with its zoom, by every protocol; the sheet is the first model's, by the first protocol."""
     from efficientsam_hf.evaluation.campaign import Campaign, find_protocol, score_interactive, worst_cases
     from efficientsam_hf.evaluation.journal import Share
-    from efficientsam_hf.written_files import check_outputs
+    from efficientsam_hf.written_files import check_outputs, refuse_overwriting
 
-    protocols = [find_protocol(name, prompts) for name, prompts in asked]
+    protocols = [find_protocol(name, prompts) for name, prompts in dict.fromkeys(asked)]
     sheet, drawn = sheet or output.with_name(f"{output.stem}_worst.png"), None
     check_outputs(images, sheet)
     with Share.of_environment().together() as share:
         campaign = Campaign(images, annotations, output, limit, strict, False, share, progress_of(share.rank))
+        refuse_overwriting([sheet], campaign.inputs)
         for predictor, known in load_all(models[0], device, models[1]):
             records = score_interactive(campaign, predictor, known, protocols, settings)
             if drawn is None and share.rank == 0:
@@ -226,6 +227,8 @@ def tell(campaign: Any) -> None:
         if rows:
             typer.echo(f"{title}\n" if title else "", nl=bool(title))
             typer.echo(markdown(rows) + "\n")
+    if campaign.categories and any("ap" not in result for result in results if result["task"] == "boxes"):
+        typer.echo("no AP: it is of all objects, and --masks asked for a part of them\n")
     skipped = describe(Skips.of(result["skipped"] for result in results[:1]))
     if skipped:
         typer.echo(f"left out: {skipped}", err=True)

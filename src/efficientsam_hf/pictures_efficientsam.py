@@ -19,6 +19,9 @@ from torch import Tensor
 Picture = str | os.PathLike | PIL.Image.Image | np.ndarray | Tensor
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB and alpha
+# Phones take photos of 12000 x 9000, at which Pillow warns; above twice its limit it refuses.
+LARGEST_PICTURE = 2**27
+PILLOWS_LIMIT = 2**30 // 4 // 3  # as long as nobody has set another one
 SILENCE = 60  # seconds that a server may take for a part of its answer
 
 
@@ -88,7 +91,7 @@ def download(address: str) -> bytes:
 
 def upright_pixels(picture: PIL.Image.Image, to_rgb: bool) -> np.ndarray:
     """A picture's pixels (H, W) or (H, W, C), turned as its EXIF data says."""
-    limit = PIL.Image.MAX_IMAGE_PIXELS
+    limit = LARGEST_PICTURE if PIL.Image.MAX_IMAGE_PIXELS == PILLOWS_LIMIT else PIL.Image.MAX_IMAGE_PIXELS
     if limit and picture.width * picture.height > limit:
         found = f"{picture.height} x {picture.width}"
         raise ValueError(f"found {found} pixels, wanted at most {limit} (PIL.Image.MAX_IMAGE_PIXELS)")

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,18 @@ def check_outputs(photo: str | Path, overlay: Path, *others: Path) -> None:
         if os.path.exists(photo) and path.exists() and os.path.samefile(photo, path):
             raise ValueError(f"{path} is the photo itself: wanted another file to write")
         check_place(path)
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Collection[Path]) -> None:
+    """Refuse, before any work, to write over what is read.
+
+    Raises:
+        ValueError: naming both.
+    """
+    for path in (path for path in outputs if path.exists()):
+        same = next((other for other in inputs if other.exists() and os.path.samefile(path, other)), None)
+        if same is not None:
+            raise ValueError(f"{path} would be written over {same}, which is read: wanted another file to write")
 
 
 @contextmanager

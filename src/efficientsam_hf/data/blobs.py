@@ -76,7 +76,11 @@ def find_blobs(source: str | Path, wanted: str) -> dict[str, Blob]:
     found: dict[str, Blob] = {}
     try:
         with tarfile.open(source, "r:", tarinfo=WholeHeader) as archive:
-            found.update((item.name, Blob(source, item.offset_data, item.size)) for item in archive if item.isfile())
+            for item in archive:
+                if item.isfile():
+                    found[item.name] = Blob(source, item.offset_data, item.size)
+                elif item.islnk() and item.linkname in found:  # a file that tar has met under another name
+                    found[item.name] = found[item.linkname]
     except tarfile.ReadError as error:
         if not found:
             raise ValueError(f"{source} is no uncompressed tar of {wanted}: {error}") from error

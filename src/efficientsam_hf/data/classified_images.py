@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import BitImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..pictures_efficientsam import as_stored
 from .crops import RandomResizedCrop
 from .images import find_pictures
 from .randaugment import RandAugment
@@ -85,7 +86,7 @@ class ClassColumn(Sequence):
 
     def __getitem__(self, index: Any) -> Any:
         """The picture in RGB, and the number of its class."""
-        return self.rows[index][self.image].convert("RGB"), self.labels[index]
+        return as_stored(self.rows[index][self.image]), self.labels[index]
 
 
 def open_classified(

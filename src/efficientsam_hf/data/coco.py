@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..masks_efficientsam import rle_area
+from ..pictures_efficientsam import LARGEST_PICTURE
 from .blobs import Blob, find_blobs
-from .sa1b import LARGEST_PICTURE, LabelledPicture
+from .sa1b import LabelledPicture
 
 logger = logging.getLogger(__name__)
 FARTHEST = 1_000_000  # pixels, of a polygon's corner
@@ -39,10 +40,14 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | No
     """COCO's polygons `[[x0, y0, x1, y1, ...], ...]`, or run lengths -> run lengths; None of nothing.
 
     Raises:
-        ValueError: for a corner that is no number, or farther away than any picture is large.
+        ValueError: for something else, and for a corner that is no number, or farther away than any picture is large.
     """
     if isinstance(segmentation, dict):
+        if not (segmentation.get("size") and isinstance(segmentation.get("counts"), list | str | bytes)):
+            raise ValueError(f"run lengths want size and counts, found {segmentation!s:.60}")
         return segmentation
+    if not (isinstance(segmentation, list) and all(isinstance(polygon, list) for polygon in segmentation)):
+        raise ValueError(f"wanted polygons [[x, y, ...], ...] or run lengths, found {segmentation!s:.60}")
     from pycocotools import mask as coco_mask
 
     # Four numbers are two points, which pycocotools would take for a box.
@@ -114,6 +119,9 @@ def read_dataset(path: str | Path) -> dict[str, Any]:
         for image in content["images"]:
             if "id" not in image or not (file_names(image) and image["width"] and image["height"]):
                 raise KeyError("id, file_name, width or height")
+        ids = Counter(image["id"] for image in content["images"])
+        if doubles := [number for number, count in ids.items() if count > 1]:
+            raise ValueError(f"two images of id {doubles[0]!r}")
         content["images"].sort(key=lambda image: (isinstance(image["id"], str), image["id"]))
         annotations = content["annotations"]
         if not all("image_id" in annotation for annotation in annotations):
@@ -143,6 +151,7 @@ def file_names(image: dict[str, Any]) -> list[str]:
     LVIS 1.0 has the address alone; the names of LVIS 0.5 are those of 2014, which no folder of 2017 has.
     """
     named = [image["file_name"]] if image.get("file_name") else []
+    named += [name.replace("\\", "/") for name in named if "\\" in name]  # written by Windows
     return named + (["/".join(urlsplit(image["coco_url"]).path.split("/")[-2:])] if "coco_url" in image else [])
 
 

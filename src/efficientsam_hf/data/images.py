@@ -18,7 +18,6 @@ from .blobs import Blob, find_blobs
 from .crops import Crop, SampleMaker
 from .packed_items import PackedItems
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MOST_CORRUPT = 100  # pictures in a row
 # Pillow writes these, or knows them by name, but reads no pixels of them.
 UNREAD = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
@@ -77,6 +76,31 @@ def cell_bytes(cell: dict[str, Any]) -> bytes:
         return file.read()
 
 
+def undecoded(rows: Any, column: str = "image") -> Any:
+    """A data set whose column of pictures gives files: decoded, pictures would come turned as their EXIF data says."""
+    from datasets import Image as ImageColumn
+
+    return rows.cast_column(column, ImageColumn(decode=False))
+
+
+def read_cell(cell: dict[str, Any] | None, name: str, size: tuple[int, int]) -> Image.Image:
+    """The picture in a cell of an undecoded column, as stored: RGB, of the width and height of what is drawn on it.
+
+    Raises:
+        CorruptPictureError: if it is none, or of another size.
+    """
+    picture = decode_picture(name, cell_bytes(cell or {}))
+    check_size(name, size, picture)
+    return picture
+
+
+def check_size(name: str, size: tuple[int, int], picture: Image.Image) -> None:
+    """Refuse what is drawn on a picture of another width and height. Raises CorruptPictureError."""
+    if size != picture.size:
+        wanted = f"{picture.height} x {picture.width}"
+        raise CorruptPictureError(f"{name} is {size[1]} x {size[0]}, wanted {wanted}")
+
+
 def too_many_corrupt(names: Sequence[str]) -> ValueError:
     """What is wrong where no picture is found that can be read."""
     return ValueError(f"wanted a readable picture, found {len(names)} corrupt ones in a row, such as {names[0]}")
@@ -90,11 +114,12 @@ def find_pictures(sources: Sequence[str | Path]) -> Sequence[Picture]:
         ValueError: if it is a file, but no uncompressed tar.
     """
     pictures: list[Picture] = []
+    suffixes = picture_suffixes()
     for source in sources:
         blobs = find_blobs(source, "pictures")
-        found = [Picture(f"{source}/{name}", blob) for name, blob in blobs.items() if name.lower().endswith(SUFFIXES)]
+        found = [Picture(f"{source}/{name}", blob) for name, blob in blobs.items() if name.lower().endswith(suffixes)]
         if not found:
-            raise FileNotFoundError(f"no picture ({', '.join(SUFFIXES)}) in {source}: found {len(blobs)} other files")
+            raise FileNotFoundError(f"no picture (.jpg, .png, .tif or so) in {source}: found {len(blobs)} other files")
         pictures += sorted(found, key=lambda picture: picture.name)
     return PackedItems(pictures)
 
@@ -225,11 +250,9 @@ class StreamedImages(IterableDataset):
         rank: int = 0,
         ranks: int = 1,
     ):
-        from datasets import Image as ImageColumn
-
         if stream.column_names is not None and column not in stream.column_names:
             raise ValueError(f"no column {column!r} in the data set: found {', '.join(stream.column_names)}")
-        self.stream = stream.cast_column(column, ImageColumn(decode=False))
+        self.stream = undecoded(stream, column)
         self.maker = maker
         self.batch_size = batch_size
         self.first_batch = first_batch

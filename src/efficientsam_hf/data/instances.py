@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..masks_efficientsam import decode_rle
 from .coco import PictureFiles, file_names, read_dataset, run_lengths, single_objects
-from .images import CorruptPictureError, decode_picture
+from .images import CorruptPictureError, decode_picture, read_cell, undecoded
 from .packed_items import PackedItems
 from .scale_jitter import ScaleJitter
 
@@ -85,8 +85,9 @@ class CocoInstances(Sequence):
         try:
             found = [(run_lengths(row["segmentation"], size), self.numbers[row["category_id"]]) for row in rows]
             pairs = [(decode_rle(rle).numpy(), number) for rle, number in found if rle is not None]
-        except ValueError as error:
-            raise CorruptPictureError(f"{name}: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            fault = error if isinstance(error, ValueError) else f"a mask is broken, found {error!r}"
+            raise CorruptPictureError(f"{name}: {fault}") from error
         picture = decode_picture(name, blob.read())
         for what, shape in [
             ("picture", (picture.height, picture.width)),
@@ -116,7 +117,7 @@ class InstanceColumn(Sequence):
         for column in ("image", "annotation"):
             if column not in rows.column_names:
                 raise ValueError(f"no column {column!r} in the data set: found {', '.join(rows.column_names)}")
-        self.rows, self.names, self.outside = rows, list(names), outside
+        self.rows, self.names, self.outside = undecoded(rows), list(names), outside
         self.category_ids = list(range(len(self.names)))
 
     def __len__(self) -> int:
@@ -125,6 +126,7 @@ class InstanceColumn(Sequence):
     def __getitem__(self, index: Any) -> Any:
         """An `InstancePicture`."""
         row = self.rows[index]
+        image = read_cell(row["image"], f"row {index}", row["annotation"].size)
         drawn = np.asarray(row["annotation"].convert("RGB")).astype(np.int64)
         classes, numbers = drawn[..., 0], drawn[..., 1]
         pairs = np.unique(np.stack([classes, numbers], axis=-1)[classes != self.outside], axis=0)
@@ -132,7 +134,7 @@ class InstanceColumn(Sequence):
             raise ValueError(f"labels must be from 0 to {len(self.names) - 1}, got {pairs[:, 0].max()} in row {index}")
         masks = np.stack([(classes == one) & (numbers == two) for one, two in pairs]) if len(pairs) else None
         masks = np.zeros((0, *classes.shape), dtype=bool) if masks is None else masks
-        return InstancePicture(int(index), row["image"].convert("RGB"), masks, pairs[:, 0])
+        return InstancePicture(int(index), image, masks, pairs[:, 0])
 
 
 def open_instance_column(source: str, split: str, names: Sequence[str]) -> InstanceColumn:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..masks_efficientsam import encode_rle
 from .blobs import Blob, find_blobs
+from .images import picture_suffixes
 from .sa1b import LabelledPicture
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VOID = 255  # PASCAL VOC's border between objects
 MOST_OBJECTS = 1000  # in a label map; a picture that has lost its few exact values to JPEG or resizing has more
 MOST_BESIDE_VOID = 32  # values of 8 bits, where the void is more than all objects together; soft edges have more
@@ -30,6 +30,10 @@ class MaskedPicture(LabelledPicture):
 
     masks: tuple[tuple[str, Blob], ...]
     one_object_each: bool
+
+    def label_blobs(self) -> tuple[Blob, ...]:
+        """Its files in `masks/`."""
+        return tuple(blob for _, blob in self.masks)
 
     def read_annotations(self) -> list[dict]:
         """Records with `area` and `segmentation`; empty masks are none.
@@ -57,7 +61,9 @@ def read_labels(name: str, blob: Blob, colors: bool = False) -> np.ndarray:
             grey = image.mode in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L") and not (colors and image.mode == "P")
             pixels = np.asarray(image if grey else image.convert("L" if image.mode == "LA" else "RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} in {blob.path} is no readable mask: {error}") from error
+        # Pillow would name the place in memory, as of pictures.
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{name} in {blob.path} is no readable mask: {reason}") from error
     if pixels.ndim == 3:
         return pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
@@ -89,7 +95,7 @@ def find_masked_pictures(folder: str | Path) -> list[LabelledPicture]:
         ValueError: if a picture has a label map and single masks.
     """
     blobs = find_blobs(folder, "images/ and masks/")
-    shown = sorted(name for name in blobs if is_in(name, "images", PICTURES))
+    shown = sorted(name for name in blobs if is_in(name, "images", picture_suffixes()))
     images = {within(name): blobs[name] for name in reversed(shown)}
     masks: dict[str, list[tuple[str, Blob]]] = {}
     for name, blob in sorted(blobs.items()):

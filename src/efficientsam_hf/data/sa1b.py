@@ -20,14 +20,12 @@ from torch.utils.data import Dataset
 
 from ..image_processing_efficientsam import EfficientSamImageProcessor
 from ..masks_efficientsam import decode_rle, masks_to_boxes
-from ..pictures_efficientsam import as_stored
+from ..pictures_efficientsam import LARGEST_PICTURE, as_stored
 from .augmentation import Augmentation, paste_objects, paste_shapes
 from .blobs import Blob, find_blobs
 
 logger = logging.getLogger(__name__)
 
-# A tenth of a gigapixel, 1.5 GB once its pixels are floats beside bytes. SA-1B's have 1500 by a few thousand.
-LARGEST_PICTURE = 100_000_000
 # So many draws in a row without a usable picture are no accident.
 FRUITLESS = 100
 
@@ -76,6 +74,10 @@ class LabelledPicture:
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{self.name} in {self.image.path} is no readable picture: {error}") from error
 
+    def label_blobs(self) -> tuple[Blob, ...]:
+        """The files that hold this picture's masks alone."""
+        return ()
+
     def read_annotations(self) -> list[dict]:
         """A record for each mask: its `area` in pixels and its `segmentation`, still run-length encoded."""
         raise NotImplementedError(f"{type(self).__name__} reads no annotations")
@@ -87,10 +89,17 @@ class Pair(LabelledPicture):
 
     annotations: Blob
 
+    def label_blobs(self) -> tuple[Blob, ...]:
+        """The JSON."""
+        return (self.annotations,)
+
     def read_annotations(self) -> list[dict]:
         """The records of SA-1B's JSON."""
         try:
-            return json.loads(self.annotations.read())["annotations"]
+            records = json.loads(self.annotations.read())["annotations"]
+            if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
+                raise TypeError("wanted a list of records")
+            return records
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.name} in {self.annotations.path} has no readable annotations: {error}") from error
 
@@ -98,15 +107,17 @@ class Pair(LabelledPicture):
 def find_pairs(source: str | Path) -> list[Pair]:
     """All pairs in a folder or a tar, sorted by name.
 
-    A picture without its JSON, and the reverse, is left out and counted in the log.
+    A picture without its JSON, the reverse, and one whose name another has are left out and counted in the log.
 
     Raises:
         FileNotFoundError: if there is nothing at `source`, or no pair in it.
         ValueError: if it is a file, but no uncompressed tar.
     """
     blobs = find_blobs(source, ".jpg and .json pairs")
-    images = {pair_name(name): blob for name, blob in blobs.items() if name.lower().endswith((".jpg", ".jpeg"))}
-    records = {pair_name(name): blob for name, blob in blobs.items() if name.endswith(".json")}
+    images, doubles = by_pair_name(blobs, (".jpg", ".jpeg"))
+    records, double_records = by_pair_name(blobs, (".json",))
+    if doubles := doubles + double_records:
+        logger.warning("%s: left out: %d files whose pair's name another has, as %s", source, len(doubles), doubles[0])
     names = sorted(images.keys() & records.keys())
     if not names:
         raise FileNotFoundError(
@@ -116,6 +127,14 @@ def find_pairs(source: str | Path) -> list[Pair]:
     if halves := sorted(images.keys() ^ records.keys()):
         logger.warning("%s: %d pairs, left out: %d halves, such as %s", source, len(names), len(halves), halves[0])
     return [Pair(name, images[name], records[name]) for name in names]
+
+
+def by_pair_name(blobs: dict[str, Blob], suffixes: tuple[str, ...]) -> tuple[dict[str, Blob], list[str]]:
+    """The files of these suffixes by their pairs' names, the first by path of each; and the others' paths."""
+    names = sorted(name for name in blobs if name.lower().endswith(suffixes))
+    first = {pair_name(name): name for name in reversed(names)}
+    doubles = [name for name in names if first[pair_name(name)] != name]
+    return {pair: blobs[name] for pair, name in first.items()}, doubles
 
 
 def pair_name(name: str) -> str:

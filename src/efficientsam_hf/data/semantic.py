@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .images import CorruptPictureError, find_pictures
+from .images import check_size, find_pictures, read_cell, undecoded
 from .packed_items import PackedItems
 from .scale_jitter import ScaleJitter
 
@@ -29,15 +29,19 @@ def class_map(drawn: Image.Image, count: int, name: str, reduce: bool) -> np.nda
     """A picture of class numbers -> (H, W) int64 with 0 to `count` - 1 and `IGNORED`.
 
     Args:
-        drawn: Grey or palette.
+        drawn: Grey of 1, 8 or 16 bits, or palette.
         count: How many classes there are.
         name: Of the picture, for errors.
         reduce: 0 is no class, and 1 the first, as in ADE20K.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or would be taken for `IGNORED`; if the picture has colours.
     """
-    classes = np.asarray(drawn if drawn.mode in ("L", "P", "I", "I;16") else drawn.convert("L")).astype(np.int64)
+    if count > IGNORED - reduce:
+        raise ValueError(f"wanted at most {IGNORED - reduce} classes, found {count}: {IGNORED} in a map is none")
+    if drawn.mode not in ("1", "L", "LA", "P") and not drawn.mode.startswith("I"):
+        raise ValueError(f"{name} has colours ({drawn.mode}): wanted grey or a palette, a class's number a pixel")
+    classes = np.asarray(drawn.convert("L") if drawn.mode == "LA" else drawn).astype(np.int64)
     if reduce:
         classes = np.where((classes == 0) | (classes == IGNORED), IGNORED, classes - 1)
     largest = classes[classes != IGNORED].max(initial=0)
@@ -63,13 +67,13 @@ class SemanticFolder(Sequence):
     def __init__(self, folder: str | Path, split: str, names: Sequence[str], reduce: bool = True):
         self.names, self.reduce = list(names), reduce
         self.images = find_pictures([Path(folder) / "images" / split])
-        maps = find_pictures([Path(folder) / "annotations" / split])
-        found = {Path(picture.name).stem: picture for picture in maps}
-        names_of_pictures = [picture.name for picture in self.images]
-        for name in names_of_pictures:
-            if Path(name).stem not in found:
-                raise FileNotFoundError(f"no classes of {name} in {Path(folder) / 'annotations' / split}")
-        self.maps = PackedItems(found[Path(name).stem] for name in names_of_pictures)
+        drawn = Path(folder) / "annotations" / split
+        found = {below(drawn, picture.name): picture for picture in find_pictures([drawn])}
+        wanted = {picture.name: below(Path(folder) / "images" / split, picture.name) for picture in self.images}
+        lacking = next((name for name, path in wanted.items() if path not in found), None)
+        if lacking is not None:
+            raise FileNotFoundError(f"no classes of {lacking} in {drawn}: wanted its path there, as a PNG")
+        self.maps = PackedItems(found[path] for path in wanted.values())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,11 +83,13 @@ class SemanticFolder(Sequence):
         with self.maps[index].blob.path.open("rb") as file:
             classes = class_map(Image.open(file), len(self.names), self.maps[index].name, self.reduce)
         image = self.images[index].read()
-        if (image.height, image.width) != classes.shape:
-            wanted = f"{image.height} x {image.width}"
-            found = f"{classes.shape[0]} x {classes.shape[1]}"
-            raise CorruptPictureError(f"{self.maps[index].name} is {found}, wanted {wanted}")
+        check_size(self.maps[index].name, classes.shape[::-1], image)
         return SemanticPicture(image, classes)
+
+
+def below(folder: Path, name: str) -> PurePath:
+    """A picture's path in a folder, without suffix."""
+    return PurePath(name).relative_to(folder).with_suffix("")
 
 
 class SemanticColumn(Sequence):
@@ -97,7 +103,7 @@ class SemanticColumn(Sequence):
         for column in ("image", "annotation"):
             if column not in rows.column_names:
                 raise ValueError(f"no column {column!r} in the data set: found {', '.join(rows.column_names)}")
-        self.rows, self.names, self.reduce = rows, list(names), reduce
+        self.rows, self.names, self.reduce = undecoded(rows), list(names), reduce
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,7 +112,7 @@ class SemanticColumn(Sequence):
         """A `SemanticPicture`."""
         row = self.rows[index]
         classes = class_map(row["annotation"], len(self.names), f"row {index}", self.reduce)
-        return SemanticPicture(row["image"].convert("RGB"), classes)
+        return SemanticPicture(read_cell(row["image"], f"row {index}", classes.shape[::-1]), classes)
 
 
 def open_semantic(source: str, split: str, names: Sequence[str], reduce: bool = True) -> Sequence:

@@ -30,6 +30,10 @@ class Member(Blob):
         """All of it."""
         return self.content
 
+    def count(self) -> int:
+        """How many bytes they are."""
+        return len(self.content)
+
 
 def is_streamed(source: str) -> bool:
     """Whether a source is a pattern or an address, whose shards are read as a stream; the others are numbered."""

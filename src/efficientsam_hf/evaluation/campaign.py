@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..data.coco import read_dataset
 from ..masks_efficientsam import decode_rle
-from ..written_files import written_together
+from ..written_files import refuse_overwriting, written_together
 from .coco_ap import average_precision, true_dataset
 from .contact_sheet import Case, draw_sheet
 from .detections import read_detections, segment_detections
@@ -19,7 +19,7 @@ from .journal import Journal, Share, answer_all
 from .predictor import Predictor
 from .proposals import average_recall, propose
 from .protocols import Protocol, find_protocol
-from .results import describe_data, describe_model, question_of, time_spent, versions, write_results
+from .results import describe_data, describe_model, question_of, rows_path, time_spent, versions, write_results
 from .skips import Skips
 from .summary import summarize
 
@@ -42,7 +42,7 @@ class Campaign:
 
     Raises:
         FileNotFoundError: if there is nothing to evaluate on.
-        ValueError: if it cannot be read; in strict mode for what would be left out.
+        ValueError: if it cannot be read, or would be written over; in strict mode for what would be left out.
     """
 
     images: Path
@@ -61,6 +61,9 @@ class Campaign:
             raise IsADirectoryError(f"{self.output} is a folder, wanted a file to write")
         self.skips = Skips(self.strict)
         pictures = find_true_pictures(self.images, self.annotations, self.skips, self.unlabelled)
+        self.inputs = {blob.path for picture in pictures for blob in (picture.image, *picture.label_blobs())}
+        self.inputs |= {self.annotations} if self.annotations else set()
+        refuse_overwriting([self.output, rows_path(self.output)], self.inputs)
         self.pictures = pictures[: self.limit]
         beyond = pictures[self.limit :] if self.limit else []
         self.beyond = {picture.entry["id"] for picture in beyond if isinstance(picture, TruePicture)}
@@ -171,6 +174,7 @@ def score_detections(
     """A detector's boxes to masks, with the detector's scores, and their AP."""
     if not campaign.categories:
         raise ValueError("detections want --annotations with categories, COCO's or LVIS's")
+    refuse_overwriting([campaign.output, rows_path(campaign.output)], [detections])
     skips = Skips(campaign.strict)
     boxes = read_detections(detections, campaign.pictures, campaign.categories, skips, campaign.beyond)
     records = campaign.ask(

@@ -3,9 +3,11 @@
 faster-coco-eval does the matching.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+from ..data.coco import run_lengths
 from ..data.instances import InstancePicture
 from ..data.sa1b import LabelledPicture
 from ..masks_efficientsam import encode_rle, masks_to_boxes
@@ -13,6 +15,7 @@ from .ground_truth import TruePicture, sound_annotations
 from .metrics import LARGE, SMALL
 from .skips import Skips
 
+logger = logging.getLogger(__name__)
 LVIS_DETECTIONS = 300  # of a picture, all categories together
 AREAS = {"small": [0, SMALL], "medium": [SMALL, LARGE], "large": [LARGE, 1e10]}
 NAMES = {"AP_all": "AP", "AP_50": "AP50", "AP_75": "AP75", "AP_small": "APs", "AP_medium": "APm", "AP_large": "APl"}
@@ -103,6 +106,7 @@ def average_precision(
         ValueError: if a result is of a picture or a category that the data set does not have.
     """
     check_results(dataset, results)
+    dataset = comparable(dataset, kind)
     lvis = is_lvis(dataset)
     names = [*NAMES.values(), *(FREQUENCIES if lvis else ())]
     if not dataset["annotations"]:
@@ -110,6 +114,33 @@ def average_precision(
     engine = match(dataset, results, kind, lvis_style=lvis)
     found = {NAMES.get(name, name): value for name, value in engine.stats_as_dict.items()}
     return {name: None if found[name] < 0 else round(found[name], 6) for name in names}
+
+
+def comparable(dataset: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The data set without annotations that lack what is compared, counted in the log; boxes are made of shapes."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    whole = []
+    for annotation in dataset["annotations"]:
+        shape = annotation.get("segmentation")
+        if not annotation.get("bbox") and shape and annotation["image_id"] in sizes:
+            annotation = {**annotation, "bbox": box_of(shape, sizes[annotation["image_id"]])}
+        if annotation.get("bbox") and (shape or kind == "bbox"):
+            whole.append(annotation)
+    lacking = len(dataset["annotations"]) - len(whole)
+    if lacking:
+        logger.warning("%d annotations have no %s and are not compared", lacking, "box" if kind == "bbox" else "shape")
+    return {**dataset, "annotations": whole}
+
+
+def box_of(segmentation: Any, size: tuple[int, int]) -> list[float] | None:
+    """x, y, width, height around a shape in a picture of `size` (H, W); None of nothing."""
+    from pycocotools import mask as coco_mask
+
+    try:
+        rle = run_lengths(segmentation, size)
+    except ValueError:
+        return None
+    return coco_mask.toBbox(as_strings(rle)).tolist() if rle else None
 
 
 def check_results(dataset: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..data.coco import PictureFiles, file_names, read_dataset, run_lengths
-from ..data.sa1b import LARGEST_PICTURE, LabelledPicture
+from ..data.sa1b import LabelledPicture
 from ..data.sources import find_labelled_pictures
 from ..masks_efficientsam import decode_rle, masks_to_boxes, read_counts, rle_area
+from ..pictures_efficientsam import LARGEST_PICTURE
 from .skips import Skips
 
 
@@ -141,7 +142,12 @@ def sound_annotations(
 
     Records have at least `id`, `iscrowd`, and `area` (what they say, or else the mask's pixels).
     """
-    for number, record in enumerate(picture.read_annotations()):
+    try:
+        records = picture.read_annotations()
+    except ValueError as error:
+        skips.add("annotations that cannot be read", str(error))
+        return
+    for number, record in enumerate(records):
         record = {"id": number, **record, "iscrowd": int(bool(record.get("iscrowd")))}
         name = f"{picture.name}, annotation {record['id']}"
         rle = read_run_lengths(record.get("segmentation"), size, name, skips)
@@ -211,8 +217,16 @@ def dataset_hash(pictures: Iterable[LabelledPicture]) -> str:
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(picture.name.encode(errors="surrogateescape"))
-        digest.update(json.dumps(picture.read_annotations(), sort_keys=True, default=as_text).encode())
+        digest.update(annotations_as_bytes(picture))
     return digest.hexdigest()
+
+
+def annotations_as_bytes(picture: LabelledPicture) -> bytes:
+    """A picture's annotations as JSON; of those that cannot be read the files, whatever is in them."""
+    try:
+        return json.dumps(picture.read_annotations(), sort_keys=True, default=as_text).encode()
+    except ValueError:
+        return b"".join(blob.read() for blob in picture.label_blobs())
 
 
 def files_hash(pictures: Iterable[LabelledPicture]) -> str:
@@ -230,13 +244,16 @@ def read_or_note(picture: LabelledPicture, skips: Skips) -> Image.Image | None:
     Truths are masks of the pixels as they are stored: whichever side EXIF data says is up, no model hears of it.
     """
     try:
-        photo = Image.fromarray(np.asarray(picture.read_image()))
+        photo = picture.read_image()
     except ValueError as error:
-        fault = str(error)
-    else:
-        return photo if is_of_its_size(picture, photo, skips) else None
-    skips.add("a picture that cannot be read", fault)
-    return None
+        skips.add("a picture that cannot be read", str(error))
+        return None
+    if photo.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        skips.note(
+            "a picture that its EXIF data turns; its masks were taken for those of the stored pixels", picture.name
+        )
+    photo = Image.fromarray(np.asarray(photo))
+    return photo if is_of_its_size(picture, photo, skips) else None
 
 
 def is_of_its_size(picture: LabelledPicture, photo: Image.Image, skips: Skips) -> bool:

@@ -72,16 +72,18 @@ class Journal:
                 found[number] = record
         return found
 
-    def write(self, number: int, record: dict[str, Any]) -> None:
-        """A line for picture `number`, on the disk when this returns."""
+    def write(self, number: int, record: dict[str, Any]) -> dict[str, Any]:
+        """A line for picture `number`, on the disk when this returns; gives the record as it will be read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"{self.share.rank}.jsonl").open("a+") as file:
             # After a line cut short the next one begins on its own.
             file.seek(0, os.SEEK_END)
             begin = "\n" if file.tell() else ""
-            file.write(begin + json.dumps([number, record]))
+            line = json.dumps([number, record])
+            file.write(begin + line)
             file.flush()
             os.fsync(file.fileno())
+        return json.loads(line)[1]
 
     def forget(self) -> None:
         """Take the folder away, once the result is written."""
@@ -102,7 +104,8 @@ def answer_all(
     known = journal.read()
     mine = [number for number in range(share.rank, len(items), share.processes) if number not in known]
     for number in progress(mine):
-        journal.write(number, work(items[number]))
+        known[number] = journal.write(number, work(items[number]))
     share.wait()
-    records = journal.read()
+    # The same command, started beside this one, may have been done first and have taken the journal away.
+    records = {**journal.read(), **known}
     return [records[number] for number in range(len(items))]

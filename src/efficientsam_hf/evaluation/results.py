@@ -85,8 +85,13 @@ def time_spent(records: list[dict[str, Any]]) -> dict[str, float]:
 
 def write_results(path: Path, results: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> None:
     """The results, and beside them `NAME_masks.jsonl`, a line a picture with what each of its masks scored."""
-    paths = [path] if rows is None else [path, path.with_name(f"{path.stem}_masks.jsonl")]
+    paths = [path] if rows is None else [path, rows_path(path)]
     with written_together(paths) as (results_part, *rows_part):
         results_part.write_text(json.dumps(results, indent=1) + "\n")
         for part in rows_part:
             part.write_text("".join(json.dumps(row) + "\n" for row in rows or []))
+
+
+def rows_path(path: Path) -> Path:
+    """Where each picture's line lies, beside the results."""
+    return path.with_name(f"{path.stem}_masks.jsonl")

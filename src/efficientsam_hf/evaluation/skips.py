@@ -26,6 +26,10 @@ class Skips:
         """
         if self.strict:
             raise ValueError(f"{name}: {reason} (without --strict it would be left out and counted)")
+        self.note(reason, name)
+
+    def note(self, reason: str, name: str) -> None:
+        """Count one more that is no fault, so that nothing stops at it."""
         self.merge({reason: {"count": 1, "such_as": [name]}})
 
     def merge(self, record: dict) -> None:

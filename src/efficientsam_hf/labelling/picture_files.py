@@ -42,7 +42,9 @@ def image_fields(photo: LabelledPhoto, label: Path) -> dict[str, str | None]:
     """Where labelme finds the picture: on the disk, or, if it lies in a tar or a data set, in the JSON itself."""
     blob = photo.picture.blob
     if blob.size < 0 and blob.path.is_file():
-        return {"imagePath": os.path.relpath(blob.path, label.parent), "imageData": None}
+        # Behind a link `..` leads elsewhere than the path says.
+        place = blob.path.parent.resolve() / blob.path.name
+        return {"imagePath": os.path.relpath(place, label.parent.resolve()), "imageData": None}
     return {"imagePath": Path(photo.picture.name).name, "imageData": base64.b64encode(photo.content).decode()}
 
 
@@ -67,10 +69,10 @@ class Yolo(Format):
 
     @classmethod
     def conclude(cls, folder: Path, shards: list[str], categories: list[dict[str, Any]]) -> list[Path]:
-        """data.yaml, for pictures that are put into `images`."""
+        """data.yaml, for pictures in `images` beside it; a `path` in it would be one from the working directory."""
         names = "".join(f"  {number}: {json.dumps(item['name'])}\n" for number, item in enumerate(categories))
         with written_by_several(folder / "data.yaml") as path:
-            path.write_text(f"path: .\ntrain: images\nval: images\nnames:\n{names}")
+            path.write_text(f"train: images\nval: images\nnames:\n{names}")
         return [folder / "data.yaml"]
 
 

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class LabelFolder:
 
     Raises:
         FileExistsError: if somebody's files are where the labels are to be.
-        ValueError: for an unknown format, for labels of other shards or settings, and if a picture's labels would
-            have the file name of another's, or of the folder's notes.
+        ValueError: for an unknown format, for labels of other shards, pictures or settings, and if a picture's labels
+            would have the file name of another's, or of the folder's notes.
     """
 
     def __init__(
@@ -73,10 +73,21 @@ class LabelFolder:
             check_stems(self.shards, self.format)
         noted = {"format": format, **settings, "shards": len(shards), "digest_of_pictures": digest_of(self.shards)}
         keep_settings(self.folder / "labels.json", noted, self.format.files_in(self.folder), "labels")
+        for shard in self.shards:
+            self.check_pictures(shard)
 
     def note_of(self, shard: Shard) -> Path:
         """The file whose being there says that the shard is done."""
         return self.folder / "progress" / f"{shard.name}.json"
+
+    def check_pictures(self, shard: Shard) -> None:
+        """Refuse a shard that is done, but of other pictures."""
+        note = self.note_of(shard)
+        if note.is_file() and json.loads(note.read_text()).get("digest") != digest_of_content(shard):
+            raise ValueError(
+                f"{self.folder} has in {shard.name} labels of other pictures (by sizes or place): choose another "
+                f"folder, or take {note} away if these pictures are the same ones, mended"
+            )
 
     def label(
         self, label: Labeller, rank: int = 0, processes: int = 1, progress: Callable[[], Any] = lambda: None
@@ -97,7 +108,7 @@ class LabelFolder:
             writer = self.format(self.folder, shard.name, number, self.categories)
             note = label_shard(shard, writer, label, progress)
             with written_together([self.note_of(shard)]) as (part,):
-                part.write_text(json.dumps(asdict(note)) + "\n")
+                part.write_text(json.dumps({**asdict(note), "digest": digest_of_content(shard)}) + "\n")
             yield shard.name
 
     def report(self) -> tuple[Note, list[str]]:
@@ -108,8 +119,8 @@ class LabelFolder:
                 missing.append(shard.name)
                 continue
             note = json.loads(self.note_of(shard).read_text())
-            for name, value in note.items():
-                setattr(total, name, getattr(total, name) + value)
+            for name in asdict(total):
+                setattr(total, name, getattr(total, name) + note[name])
         return total, missing
 
     def conclude(self) -> list[Path]:
@@ -182,18 +193,30 @@ def check_stems(shards: Sequence[Shard], format: type[Format]) -> None:
     """Refuse a.jpg beside a.png, and names that are taken, where that can be known without reading."""
     seen: dict[str, str] = {}
     for shard in shards:
-        for picture in shard.pictures(lambda text: None) if shard.count is not None else ():
+        for picture in known_pictures(shard):
             stem = format.stem_of(picture)
             if stem in seen:
                 raise ValueError(f"labels of {seen[stem]} and {picture.name} would have one file name")
             seen[stem] = picture.name
 
 
+def known_pictures(shard: Shard) -> Iterator[Picture]:
+    """The pictures of a shard, if they are known without reading."""
+    return shard.pictures(lambda text: None) if shard.count is not None else iter(())
+
+
 def digest_of(shards: Sequence[Shard]) -> str:
     """A fingerprint of the shards' names, and of their pictures' where those are known without reading."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(f"{shard.name}\n".encode(errors="surrogateescape"))
-        for picture in shard.pictures(lambda text: None) if shard.count is not None else ():
-            digest.update(f"{picture.name}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
+    return fingerprint(
+        name for shard in shards for name in (shard.name, *(item.name for item in known_pictures(shard)))
+    )
+
+
+def digest_of_content(shard: Shard) -> str:
+    """A fingerprint of where a shard comes from and of its pictures' sizes, which other ones of its name differ in."""
+    return fingerprint([shard.origin, *(f"{item.name} {item.blob.count()}" for item in known_pictures(shard))])
+
+
+def fingerprint(lines: Iterable[str]) -> str:
+    """Of some text, in 16 letters."""
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")).hexdigest()[:16]

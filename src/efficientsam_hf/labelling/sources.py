@@ -3,6 +3,7 @@
 A folder is cut into runs of pictures, a tar is a shard, and a data set of the Hub has the shards it was stored in.
 """
 
+import glob
 import re
 import tarfile
 import zlib
@@ -15,9 +16,10 @@ from typing import Any
 
 from ..data.blobs import find_blobs
 from ..data.images import Picture, cell_bytes, picture_suffixes
-from ..data.shards import Member, WholeHeader, find_shards, is_streamed, open_shard
+from ..data.shards import Member, WholeHeader, find_shards, is_streamed, named_by, open_shard
 
 TARS = (".tar", ".tar.gz", ".tgz")
+FIRST_BYTES = 1024  # by which other files of one name and size are told apart
 Report = Callable[[str], None]
 
 
@@ -30,11 +32,13 @@ class Shard:
         pictures: Gives the pictures; what cannot be read at all is told to the function it is given. A picture's name
             is a relative path, no other picture's of the source.
         count: How many there are, if that is known without reading.
+        origin: What tells the shard from another one of its name: looks of files, or an address.
     """
 
     name: str
     pictures: Callable[[Report], Iterator[Picture]]
     count: int | None = None
+    origin: str = ""
 
 
 def find_label_shards(
@@ -58,6 +62,10 @@ def find_label_shards(
         shards = shards_of_folder(Path(source), pictures_per_shard, split, column)
     elif source.endswith(".parquet"):
         shards = shards_of_dataset("parquet", source, split, column)
+    elif glob.has_magic(source) and source.lower().endswith(picture_suffixes()):
+        raise ValueError(
+            f"{source} is a pattern of pictures: wanted their folder, or a pattern of tars or parquet files"
+        )
     elif source.endswith(TARS) or is_streamed(source):
         shards = [shard_of_tar(address) for address in find_shards([source])]
     elif Path(source).is_file():
@@ -74,14 +82,23 @@ def find_label_shards(
 
 
 def shards_of_folder(folder: Path, pictures_per_shard: int, split: str, column: str) -> list[Shard]:
-    """Runs of the folder's pictures by name; or its tars, or its parquet files, if it has no picture."""
+    """Runs of the folder's pictures by name; or its tars, or its parquet files, if that is what it has.
+
+    Raises:
+        ValueError: if it has two of these kinds.
+    """
     blobs = find_blobs(folder, "pictures")
     suffixes = picture_suffixes()
     pictures = [Picture(name, blob) for name, blob in sorted(blobs.items()) if name.lower().endswith(suffixes)]
     tars = sorted(name for name in blobs if name.endswith(TARS))
-    if not pictures and tars:
+    tables = [name for name in blobs if name.endswith(".parquet")]
+    counts = {"pictures": len(pictures), "tars": len(tars), "parquet files": len(tables)}
+    found = [f"{count} {kind}" for kind, count in counts.items() if count]
+    if len(found) > 1:
+        raise ValueError(f"{folder} has {' and '.join(found)}: wanted one kind, or a pattern of the tars or tables")
+    if tars:
         return [shard_of_tar(str(folder / name)) for name in tars]
-    if not pictures and any(name.endswith(".parquet") for name in blobs):
+    if tables:
         return shards_of_dataset("parquet", str(folder / "**/*.parquet"), split, column)
     if not pictures:
         raise FileNotFoundError(f"no picture, tar or parquet file in {folder}: found {len(blobs)} other files")
@@ -101,7 +118,17 @@ def listed(pictures: list[Picture], report: Report) -> Iterator[Picture]:
 def shard_of_tar(address: str) -> Shard:
     """A tar by its path or address; its pictures are called `TAR/MEMBER`."""
     name = re.sub(r"\.(tar|tar\.gz|tgz)$", "", address.rstrip("/").rpartition("/")[2].partition("?")[0])
-    return Shard(name, partial(tar_pictures, address, name))
+    return Shard(name, partial(tar_pictures, address, name), origin=look_of(address))
+
+
+def look_of(place: str) -> str:
+    """Of a file its name, size and first bytes, wherever it lies, or the address of something else."""
+    path = Path(place)
+    if "://" in place or not path.is_file():
+        return place
+    # Sizes of tars are multiples of 10240; their first bytes are a member's header.
+    with path.open("rb") as file:
+        return f"{path.name} {path.stat().st_size} {file.read(FIRST_BYTES).hex()}"
 
 
 def tar_pictures(address: str, shard: str, report: Report) -> Iterator[Picture]:
@@ -115,7 +142,13 @@ def tar_pictures(address: str, shard: str, report: Report) -> Iterator[Picture]:
         try:
             with tarfile.open(fileobj=file, mode="r|*", tarinfo=WholeHeader) as archive:
                 for member in archive:
-                    if member.isfile() and member.name.lower().endswith(suffixes):
+                    if not member.name.lower().endswith(suffixes):
+                        continue
+                    if member.islnk():
+                        report(
+                            f"{shard}/{safe_path(member.name)}: a hard link to {member.linkname}, which is labelled"
+                        )
+                    elif member.isfile():
                         content = archive.extractfile(member).read()  # type: ignore[union-attr]
                         blob = Member(Path(address), member.offset_data, member.size, content)
                         yield Picture(f"{shard}/{safe_path(member.name)}", blob)
@@ -151,7 +184,9 @@ def shards_of_dataset(name: str, files: str | None, split: str, column: str) -> 
         for row, record in enumerate(part):
             yield dataset_picture(record[column] or {}, number, row)
 
-    return [Shard(f"shard_{number:05}", partial(pictures_of, number)) for number in range(total)]
+    named = sorted(named_by(files)) if files else [name, split]
+    origin = "\n".join([column, *map(look_of, named)])
+    return [Shard(f"shard_{number:05}", partial(pictures_of, number), origin=origin) for number in range(total)]
 
 
 def dataset_picture(cell: dict[str, Any], shard: int, row: int) -> Picture:
