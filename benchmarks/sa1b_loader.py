@@ -122,8 +122,8 @@ class TimedReader(PairReader):
 
     stages: Stages = field(default_factory=Stages)
 
-    def draw_masks(self, *arguments):
-        return self.stages("JSON", super().draw_masks, *arguments)
+    def read_masks(self, *arguments):
+        return self.stages("JSON", super().read_masks, *arguments)
 
     def decode(self, pair):
         return self.stages("JPEG", super().decode, pair)

@@ -20,7 +20,8 @@ from transformers import HfArgumentParser
 
 from efficientsam_hf import EfficientSamModel, EfficientSamProcessor, default_checkpoint, save_for_hub
 from efficientsam_hf.data.augmentation import Augmentation
-from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
+from efficientsam_hf.data.numbered_samples import Sa1bSamples
+from efficientsam_hf.data.sa1b import LabelledPicture
 from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures, split_pictures
 from efficientsam_hf.evaluation.held_out import score_held_out

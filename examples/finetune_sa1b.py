@@ -28,8 +28,9 @@ from transformers import BaseImageProcessor, HfArgumentParser
 
 from efficientsam_hf import EfficientSamConfig, EfficientSamModel, EfficientSamProcessor, push_to_hub, save_for_hub
 from efficientsam_hf.data.augmentation import Augmentation
+from efficientsam_hf.data.numbered_samples import Sa1bSamples
 from efficientsam_hf.data.pair_reading import PairReader
-from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
+from efficientsam_hf.data.sa1b import LabelledPicture
 from efficientsam_hf.data.shards import find_shards, is_streamed
 from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures, split_pictures

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from efficientsam_hf import EfficientSamImageProcessor, EfficientSamModel, EfficientSamProcessor, load_checkpoint
-from efficientsam_hf.data.sa1b import Sa1bSamples
+from efficientsam_hf.data.numbered_samples import Sa1bSamples
 from efficientsam_hf.data.skipped import SkippedPictures
 from efficientsam_hf.data.sources import find_labelled_pictures
 from efficientsam_hf.evaluation.held_out import score_held_out

@@ -15,7 +15,8 @@ from synthetic import make_folder, make_scene, scene_files
 from efficientsam_hf.data import coco, sa1b
 from efficientsam_hf.data.blobs import find_blobs
 from efficientsam_hf.data.images import find_pictures
-from efficientsam_hf.data.sa1b import LabelledPicture, Sa1bSamples
+from efficientsam_hf.data.numbered_samples import Sa1bSamples
+from efficientsam_hf.data.sa1b import LabelledPicture
 from efficientsam_hf.data.sources import find_labelled_pictures
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
 from efficientsam_hf.masks_efficientsam import decode_rle, encode_rle

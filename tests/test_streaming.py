@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 
 from efficientsam_hf.data import sa1b
 from efficientsam_hf.data.augmentation import Augmentation
+from efficientsam_hf.data.numbered_samples import Sa1bSamples
 from efficientsam_hf.data.pair_reading import PairReader
-from efficientsam_hf.data.sa1b import Pair, Sa1bSamples, find_pairs
+from efficientsam_hf.data.sa1b import Pair, find_pairs
 from efficientsam_hf.data.shards import find_shards, is_streamed, read_shard
 from efficientsam_hf.data.streaming import ShardStream, StreamPosition
 from efficientsam_hf.image_processing_efficientsam import EfficientSamImageProcessor
