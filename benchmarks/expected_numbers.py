@@ -118,7 +118,9 @@ def page_part(found: Figures) -> str:
 {means(found, ("grabcut", "berkeley"))}
 
 Read it across: one click scores between {min(first):.3f} and {max(first):.3f} on grabcut by who asks, with the same
-weights (`{model["name"]}`, {model["parameters"]:,} parameters, SHA-256 {model["weights_sha256"][:16]}...).
+weights (`{model["name"]}`, {model["parameters"]:,} parameters, SHA-256
+of their values {model["weights_sha256"][:16]}..., not of the file, which the card has). The card's "one click" goes by
+OpenCV's quick distances.
 
 {clicks(found, ("grabcut", "berkeley"))}
 

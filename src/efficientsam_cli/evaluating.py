@@ -37,7 +37,7 @@ def points(
     images: Images,
     annotations: Annotations = None,
     protocol: Annotated[
-        list[str] | None, typer.Option(help="paper, sam, ritm, centroid; several share encodings")
+        list[str] | None, typer.Option(help="paper, sam, ritm, centroid; sam if left out; several share encodings")
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="clicks to report after, 1,3,5; the protocol's own")] = None,
     model: Models = None,
