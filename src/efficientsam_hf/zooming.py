@@ -129,7 +129,8 @@ def look_closer(
         masks = draw(logits)
     else:
         masks = logits.new_zeros((*logits.shape[:2], *size), dtype=torch.bool)
-        masks[rows] = draw(logits[rows]) if rows else masks[:0]
+        if rows:
+            masks[rows] = draw(logits[rows])
     for row, pointed in enumerate(objects):
         window = windows[row] or (None if pointed.box else pointed.window(masks[row, 0], zoom))
         inside = pointed.inside(window, size) if window else Pointed()
