@@ -32,28 +32,6 @@ def stretch(photo, side, antialias):
     return pixels
 
 
-def rank(logits, scores, box, config):
-    """What the best mask has most of: logits (M, h, w), predicted IoU (M,), the box in the masks' cells -> (M,)."""
-    ranks = scores
-    if config.get("rank_by_stability"):  # how little a mask changes with its threshold
-        ranks = ranks * (logits > 1).sum((1, 2)) / np.maximum((logits > -1).sum((1, 2)), 1)
-    if config.get("rank_by_box"):  # how well its edges keep to the box's
-        ranks = ranks * [overlap(edges(mask), box) for mask in logits >= 0]
-    return ranks
-
-
-def edges(mask):
-    """The box around a mask (h, w), four zeros where there is none."""
-    columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if len(rows) else [0] * 4)
-
-
-def overlap(box, other):
-    """The IoU of two boxes."""
-    sides = np.maximum(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0)
-    return sides.prod() / ((box[2:] - box[:2]).prod() + (other[2:] - other[:2]).prod() - sides.prod())
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -78,8 +56,11 @@ def main():
     prompts = {"input_points": corners, "input_labels": labels}
     scores, masks = decoder.run(["iou_scores", "pred_masks"], {"image_embeddings": embeddings, **prompts})
 
-    config, cells = json.loads((args.folder / "config.json").read_text()), masks.shape[-1]
-    best = rank(masks[0, 0], scores[0, 0], corners.ravel() * cells / side, config).argmax()
+    ranks = scores[0, 0]
+    if json.loads((args.folder / "config.json").read_text()).get("rank_by_stability"):
+        # How little each mask changes with its threshold.
+        ranks = ranks * (masks[0, 0] > 1).sum((1, 2)) / np.maximum((masks[0, 0] > -1).sum((1, 2)), 1)
+    best = ranks.argmax()
     logits = Image.fromarray(masks[0, 0, best]).resize(photo.size, Image.Resampling.BICUBIC)
     Image.fromarray(np.uint8(np.array(logits) >= 0) * 255).save(args.output)
     print(f"predicted IoU {scores[0, 0, best]:.2f}: {args.output}")

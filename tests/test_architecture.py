@@ -39,7 +39,6 @@ FLOORS = [
         "configuration_efficientsam_sami",
         "image_processing_efficientsam",
         "mask_drawing",
-        "ranking_efficientsam",
         "zooming",
         "interchange",
     },

@@ -147,7 +147,6 @@ def test_osam_takes_the_files(model, processor, photo, tmp_path):
     import onnxruntime
     from osam._models.efficientsam._models import EfficientSam10m
 
-    model.config.rank_by_stability = model.config.rank_by_box = True
     export_for_osam(model, processor, tmp_path / "new")
     theirs = object.__new__(EfficientSam10m)  # without the download that its constructor begins with
     theirs._inference_sessions = {
@@ -165,7 +164,7 @@ def test_osam_takes_the_files(model, processor, photo, tmp_path):
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_osams_masks_come_in_segments_order_and_interpolation(interpolation):
-    """The bundled checkpoint ranks by stability and prompt, too, which is often another order."""
+    """The bundled checkpoint ranks by predicted IoU times stability, which is often another order."""
     model, processor = load_checkpoint(device="cpu")
     processor.image_processor.mask_interpolation = interpolation
     processor.image_processor.edge_radius = 0  # the files only interpolate
@@ -203,7 +202,6 @@ def test_osams_files_are_compared_without_the_photos_edges(model, processor, mon
 
 def test_osams_files_of_weights_with_more_slots_than_they_are_padded_to(tmp_path):
     longer = one_layer()
-    longer.config.rank_by_stability = longer.config.rank_by_box = True
     extend_prompts(longer, max_prompt_points=12)
     check = export_for_osam(longer, EfficientSamProcessor.from_model_config(longer.config), tmp_path / "new")
     assert check["mask_iou"] > 0.99

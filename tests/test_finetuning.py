@@ -194,7 +194,7 @@ def test_every_next_click_is_on_an_error_of_the_best_answer(pixels, labels):
     task(pixels, labels, generator())
     for number in range(3):
         output = heard.answered[number]
-        answer = best_mask(output.pred_masks, output.iou_scores, output.iou_scores)[0][:, :, 0] >= 0
+        answer = best_mask(output.pred_masks, output.iou_scores)[0][:, :, 0] >= 0
         cells, clicks = heard.points(number + 1)
         assert (answer ^ labels.bool()).flatten(2).any(-1).all()
         assert values_under(answer ^ labels.bool(), cells[:, :, -1]).all()

@@ -63,7 +63,7 @@ def test_the_last_answer_is_shown_and_rounds_without_news_repeat_the_clicks(pixe
     assert [later - earlier for earlier, later in pairwise(clicks)].count(0) == 2
     assert clicks[-1] == clicks[-2]
     for before, asked in zip(heard.answered, heard.asked[1:], strict=False):
-        wanted = best_mask(before.pred_masks, before.iou_scores, before.iou_scores)[0][:, :, 0]
+        wanted = best_mask(before.pred_masks, before.iou_scores)[0][:, :, 0]
         assert torch.equal(asked["input_masks"], wanted)
         assert not asked["input_masks"].requires_grad
 

@@ -240,7 +240,6 @@ class EfficientSamConfig(PreTrainedConfig):
         zoom: How close `segment` looks at an object with these weights, where the caller does not say.
         rank_by_stability: The best of a prompt's masks is the one with the highest predicted IoU times stability; by
             predicted IoU alone, as in the official code, if not.
-        rank_by_box: Likewise, times the IoU of the mask's box and the one that was asked for, if there is one.
 
     Raises:
         ValueError: if the three parts do not have one embedding width.
@@ -266,7 +265,6 @@ class EfficientSamConfig(PreTrainedConfig):
     mask_generation: dict | None = None
     zoom: float | int | None = None
     rank_by_stability: bool = False
-    rank_by_box: bool = False
 
     def __post_init__(self, **kwargs):
         for name, part in self.sub_configs.items():

@@ -82,17 +82,17 @@ def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Every box (..., N, 4) against every other (..., M, 4) -> IoU (..., N, M); 0 where both have no area."""
-    top_left = torch.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
-    bottom_right = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
+    """Every box (N, 4) against every other (M, 4) -> IoU (N, M); 0 where both have no area."""
+    top_left = torch.maximum(boxes[:, None, :2], others[None, :, :2])
+    bottom_right = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
-    union = box_area(boxes)[..., :, None] + box_area(others)[..., None, :] - intersection
+    union = box_area(boxes)[:, None] + box_area(others)[None] - intersection
     return torch.where(union > 0, intersection / union, 0.0)
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Boxes (..., 4) -> their areas (...)."""
-    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    """Boxes (N, 4) -> their areas (N,)."""
+    return (boxes[:, 2:] - boxes[:, :2]).prod(-1)
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -134,6 +134,14 @@ def mask_prompts(masks: Tensor, size: tuple[int, int]) -> Tensor:
     # One by one, so that only one is there in float32 at its own size.
     shares = [F.interpolate(mask.float()[None, None], size, mode="area") for mask in masks.flatten(0, -3)]
     return ((2 * torch.cat(shares) - 1) * SURE).view(*masks.shape[:-2], *size)
+
+
+def rank_masks(logits: Tensor, scores: Tensor, by_stability: bool) -> Tensor:
+    """What the best of a prompt's masks has most of: predicted IoU, or that times stability.
+
+    Logits (..., M, h, w), predicted IoU (..., M) -> (..., M), float32.
+    """
+    return scores.float() * stability_score(logits) if by_stability else scores.float()
 
 
 def resizing_matrix(cells: int, length: int, mode: str, device: torch.device) -> Tensor:

@@ -32,7 +32,7 @@ from .configuration_efficientsam import (
     EfficientSamVisionConfig,
 )
 from .loss_efficientsam import segmentation_loss
-from .masks_efficientsam import resizing_matrix
+from .masks_efficientsam import rank_masks, resizing_matrix
 from .prompts_efficientsam import (
     BACKGROUND,
     BOX_BOTTOM_RIGHT,
@@ -42,7 +42,6 @@ from .prompts_efficientsam import (
     drop_padding,
     gather_slots,
 )
-from .ranking_efficientsam import rank_masks
 from .tiled_decoding_efficientsam import decode_tiled
 
 # How keywords begin that are meant for prompts, under names of other packages or misspelt.
@@ -1547,10 +1546,9 @@ class EfficientSamModel(EfficientSamPreTrainedModel):
         chosen = slice(0, 1) if single else slice(1, None)
         decoded = self.mask_decoder(**inputs, chosen=chosen, **kwargs)
         if not multimask_output and not single:
-            masks, scores = decoded.pred_masks, decoded.iou_scores
-            prompts = {"input_points": input_points, "input_labels": input_labels, "input_boxes": input_boxes}
-            ranks = rank_masks(masks, scores, self.config, prompts)
-            decoded.pred_masks, decoded.iou_scores = best_mask(masks, scores, ranks)
+            decoded.pred_masks, decoded.iou_scores = best_mask(
+                decoded.pred_masks, decoded.iou_scores, self.config.rank_by_stability
+            )
         return decoded
 
     def get_decoder_inputs(
@@ -1630,9 +1628,9 @@ def check_shape(name: str, tensor: Tensor, *wanted: int | None) -> None:
         raise ValueError(f"{name} must be ({text}), got {tuple(tensor.shape)}")
 
 
-def best_mask(masks: Tensor, scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask of the highest rank and its predicted IoU: (B, Q, M, h, w), (B, Q, M) twice -> of one mask each."""
-    best = ranks.argmax(-1, keepdim=True)
+def best_mask(masks: Tensor, scores: Tensor, by_stability: bool = False) -> tuple[Tensor, Tensor]:
+    """The best mask and its predicted IoU: (B, Q, M, h, w), (B, Q, M) -> (B, Q, 1, h, w), (B, Q, 1)."""
+    best = rank_masks(masks, scores, by_stability).argmax(-1, keepdim=True)
     return masks.take_along_dim(best[..., None, None], dim=2), scores.take_along_dim(best, dim=2)
 
 

@@ -2,7 +2,6 @@
 
 import html
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from numbers import Real
@@ -12,14 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .configuration_efficientsam import EfficientSamConfig
 from .interchange import to_supervision
-from .masks_efficientsam import as_booleans, encode_rle, masks_to_boxes
+from .masks_efficientsam import as_booleans, encode_rle, masks_to_boxes, rank_masks
 from .modeling_efficientsam import EfficientSamModel
 from .pictures_efficientsam import read_picture, rescale_pixels
 from .processing_efficientsam import EfficientSamProcessor, read_layers
 from .prompts_efficientsam import NO_BOX, one_image
-from .ranking_efficientsam import rank_masks
 from .visualization import draw_segmentation
 from .zooming import Pointed, look_closer
 
@@ -34,7 +31,7 @@ class Segmentation:
 
     Args:
         masks: (Q, M, H, W), booleans.
-        scores: Predicted IoU, (Q, M); the best one may be another (config, `rank_by_stability`, `rank_by_box`).
+        scores: Predicted IoU, (Q, M); what is best may depend on stability as well (config, `rank_by_stability`).
         image_embeddings: (1, C, h, w), to be given to `segment` again for the next click on the same photo.
     """
 
@@ -165,7 +162,7 @@ def segment(
         inputs.pop("input_masks", None)
     with torch.inference_mode():
         outputs = model(**inputs, image_embeddings=image_embeddings)
-    low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config, inputs)
+    low_resolution, scores = best_first(outputs.pred_masks, outputs.iou_scores, model.config.rank_by_stability)
     if nobody:
         low_resolution, scores = low_resolution[:, :0], scores[:, :0]
     found, scores = answer_at_size(model, processor, picture, low_resolution[0], scores[0], objects, zoom)
@@ -253,11 +250,9 @@ def find_zoom(model: EfficientSamModel, zoom: float | None) -> float:
     return zoom or 0
 
 
-def best_first(
-    masks: Tensor, scores: Tensor, config: EfficientSamConfig, prompts: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
+def best_first(masks: Tensor, scores: Tensor, by_stability: bool = False) -> tuple[Tensor, Tensor]:
     """Masks (B, Q, M, h, w) and their predicted IoU (B, Q, M), float32, the best first; see `rank_masks`."""
-    order = rank_masks(masks, scores, config, prompts).argsort(dim=-1, descending=True, stable=True)
+    order = rank_masks(masks, scores, by_stability).argsort(dim=-1, descending=True, stable=True)
     return masks.take_along_dim(order[..., None, None], dim=2), scores.float().take_along_dim(order, dim=2)
 
 

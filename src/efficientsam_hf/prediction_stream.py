@@ -131,7 +131,7 @@ class SegmentationStream:
     @torch.no_grad()
     def answers(self, staged: Staged, outputs: Any) -> Iterator[Segmentation]:
         """Masks at the pictures' sizes, without those of the padding."""
-        masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config, staged.inputs)
+        masks, scores = best_first(outputs.pred_masks, outputs.iou_scores, self.model.config.rank_by_stability)
         for row, objects in enumerate(staged.objects):
             found, own, picture = masks[row, : len(objects)], scores[row, : len(objects)], staged.pictures[row]
             drawn, own = answer_at_size(self.model, self.processor, picture, found, own, objects, self.zoom)

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..exported.model import ExportedEfficientSam
+from ..masks_efficientsam import rank_masks
 from ..modeling_efficientsam import EfficientSamModel
 from ..prediction import segment
 from ..processing_efficientsam import EfficientSamProcessor
-from ..ranking_efficientsam import rank_masks
 
 DECODER_BYTES = {"cpu": 2**28}  # what the decoder may take at one time; on a CPU more only leaves the cache
 ACCELERATOR_BYTES = 2**30
@@ -186,11 +186,9 @@ class EfficientSamPredictor:
         given = {name: value[None] for name, value in given.items() if value is not None}
         inputs = self.processor(original_sizes=[list(embedded.size)], **given, return_tensors="pt")
         del inputs["original_sizes"]
-        inputs = inputs.to(self.model.device)
-        outputs = self.model(**inputs, image_embeddings=embedded.features)
+        outputs = self.model(**inputs.to(self.model.device), image_embeddings=embedded.features)
         logits, scores = outputs.pred_masks[0], outputs.iou_scores[0].float()
-        ranks = rank_masks(outputs.pred_masks, outputs.iou_scores, self.model.config, inputs)
-        return Answer(logits, scores, ranks[0])
+        return Answer(logits, scores, rank_masks(logits, scores, self.model.config.rank_by_stability))
 
     @torch.inference_mode()
     def at_size(self, embedded: Embedded, logits: Tensor) -> np.ndarray:

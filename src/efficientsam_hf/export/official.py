@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ..exported.engines import wanted_package
+from ..masks_efficientsam import rank_masks
 from ..modeling_efficientsam import EfficientSamModel
 from ..pictures_efficientsam import read_picture
 from ..prediction import segment
 from ..processing_efficientsam import EfficientSamProcessor
 from ..prompts_efficientsam import NO_POINT
-from ..ranking_efficientsam import rank_masks
 from ..written_files import written_beside
 from .checking import LARGEST_DIFFERENCE, LEAST_AGREEMENT, PHOTO, agreement, difference
 from .formats import write_onnx
@@ -87,7 +87,7 @@ class OfficialDecoder(nn.Module):
         points = F.pad(batched_point_coords * scale, (0, 0, 0, self.slots))[:, :, : self.slots]
         labels = F.pad(batched_point_labels, (0, self.slots), value=NO_POINT)[:, :, : self.slots]
         scores, found = self.decoder(image_embeddings, points, labels.round().long())
-        ranks = rank_masks(found, scores, self.config, {"input_points": points, "input_labels": labels})
+        ranks = rank_masks(found, scores, self.config.rank_by_stability)
         order = ranks.argsort(dim=-1, descending=True)
         # A permutation matrix instead of an index, which would make the trace take B and Q for constants.
         chosen = (order[..., None] == torch.arange(order.shape[-1])).to(scores.dtype)

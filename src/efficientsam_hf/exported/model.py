@@ -14,7 +14,6 @@ from torch import Tensor
 from ..configuration_efficientsam import EfficientSamConfig
 from ..modeling_efficientsam import best_mask, check_prompts
 from ..prompts_efficientsam import drop_padding, gather_slots
-from ..ranking_efficientsam import rank_masks
 from .engines import start_engine
 from .manifest import Manifest, read_manifest
 
@@ -103,7 +102,7 @@ class ExportedEfficientSam:
         inputs = self.get_decoder_inputs(embeddings, input_points, input_labels, input_boxes, input_masks)
         scores, masks = self.decode(**inputs)
         if single:
-            masks, scores = best_mask(masks, scores, rank_masks(masks, scores, self.config, inputs))
+            masks, scores = best_mask(masks, scores, self.config.rank_by_stability)
         return ExportedOutput(scores, masks, embeddings)
 
     def get_decoder_inputs(

@@ -129,8 +129,7 @@ class InteractiveSegmentation(nn.Module):
         chosen = self.answering(number)
         masks, scores = self.ask(embeddings, prompt, chosen)
         several = ALL if chosen != ALL else THREE
-        ranks = scores[:, :, several].detach()
-        best = best_mask(masks[:, :, several].detach(), ranks, ranks)[0]
+        best = best_mask(masks[:, :, several].detach(), scores[:, :, several].detach())[0]
         return self.blame(masks, scores, labels, number), best
 
     def ask(self, embeddings: Tensor, prompt: dict[str, Any], chosen: slice) -> tuple[Tensor, Tensor]:
