@@ -53,6 +53,37 @@ def test_predict_writes_overlay_and_records(room, checkpoint, photo):
     assert sorted(os.listdir("out")) == ["j.json", "o.png"]
 
 
+def test_predict_writes_a_mask_and_a_cut_out(room, checkpoint, photo):
+    asked = ["predict", "photo.png", "--model", checkpoint, "--mask", "m.png", "--cutout", "c.png", "--json", "j.json"]
+    result = run(*asked, "--point", "24,20")
+    assert result.exit_code == 0, result.output
+    assert "mask:    m.png\ncut-out: c.png\nmasks:   j.json" in result.output
+    (record,) = json.loads(Path("j.json").read_text())["annotations"]
+    mask = decode_rle(record["segmentation"]).numpy()
+    assert np.array_equal(np.asarray(Image.open("m.png")), mask)
+    cutout = np.asarray(Image.open("c.png"))
+    assert np.array_equal(cutout[..., 3] == 255, mask)
+    assert np.array_equal(cutout[..., :3], photo)
+    assert run(*asked, "--box", "50,28,74,44", "--box", "2,3,20,30").exit_code == 0
+    numbers = np.asarray(Image.open("m.png"))
+    records = json.loads(Path("j.json").read_text())["annotations"]
+    assert len(records) == 2
+    masks = [decode_rle(record["segmentation"]).numpy() for record in records]
+    assert np.array_equal(numbers > 0, masks[0] | masks[1])
+    assert np.array_equal(np.asarray(Image.open("c.png"))[..., 3] == 255, masks[0] | masks[1])
+
+
+def test_mask_and_cut_out_are_pngs_of_their_own(room, checkpoint):
+    asked = ["predict", "photo.png", "--point", "24,20", "--model", checkpoint]
+    result = run(*asked, "--cutout", "c.jpg")
+    assert (result.exit_code, "c.jpg: masks and cut-outs are PNG files" in result.output) == (2, True)
+    result = run(*asked, "--cutout", "c.png", "--mask", "c.png")
+    assert (result.exit_code, "different files to write, found photo_overlay.png, c.png, c.png" in result.output) == (
+        2,
+        True,
+    )
+
+
 def test_predict_has_a_default_output(room, checkpoint):
     assert run("predict", "photo.png", "--point", "24,20", "--model", checkpoint).exit_code == 0
     assert Path("photo_overlay.png").exists()

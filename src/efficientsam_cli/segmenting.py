@@ -16,6 +16,11 @@ def predict(
     box: Annotated[list[str] | None, typer.Option(help="X0,Y0,X1,Y1 in pixels; each box is an object")] = None,
     model: Model = None,
     output: Annotated[Path | None, typer.Option(help="overlay picture; PHOTO_overlay.png here if left out")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="PNG of the mask, white on black; of several objects, numbers from 1 on"),
+    ] = None,
+    cutout: Annotated[Path | None, typer.Option(help="PNG of the photo, transparent around the objects")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="masks as COCO run lengths, SA-1B's layout")] = None,
     zoom: Annotated[
         float | None, typer.Option(help="look closer at each object, in a crop so many times its size; 0: do not")
@@ -27,22 +32,21 @@ def predict(
     LABEL is 1 on the object (if left out) and 0 on the background, for checkpoints that learnt background clicks.
     """
     start = time.monotonic()
-    clicks = [parse_numbers(text, "--point", (2, 3), "X,Y or X,Y,LABEL") for text in point or []]
-    boxes = [parse_numbers(text, "--box", (4,), "X0,Y0,X1,Y1") for text in box or []]
-    if not clicks and not boxes:
-        raise ValueError("give at least one --point X,Y or --box X0,Y0,X1,Y1, got none")
-    points, labels = [click[:2] for click in clicks], [click[2] if len(click) > 2 else 1 for click in clicks]
-    if strange := set(labels) - {0, 1}:
-        raise ValueError(f"--point: wanted labels 1 (object), 0 (background), found {strange.pop():g}")
+    points, labels, boxes = read_prompts(point or [], box or [])
     output = output or Path(f"{file_name_of(photo).stem}_overlay.png")
+    if other := [file for file in (mask, cutout) if file and file.suffix.lower() != ".png"]:
+        raise ValueError(f"{other[0]}: masks and cut-outs are PNG files, wanted a name that ends with .png")
 
+    from PIL import Image
     from transformers.utils import logging
 
     from efficientsam_hf import load_checkpoint, read_photo, segment
+    from efficientsam_hf.visualization import cut_out, label_map
     from efficientsam_hf.written_files import check_outputs, written_together
 
-    files = [output, json_file] if json_file else [output]
-    check_outputs(photo, *files)
+    asked = {"overlay": output, "mask": mask, "cut-out": cutout, "masks": json_file}
+    files = {kind: file for kind, file in asked.items() if file}
+    check_outputs(photo, *files.values())
     picture = read_photo(photo)
     logging.disable_progress_bar()
     loaded, processor = load_checkpoint(model, device=place_of(device, model))
@@ -50,19 +54,35 @@ def predict(
         raise ValueError("give at least one --point on the object, got background alone (a --box is another object)")
     prompts = as_objects(points, labels, boxes)
     answer = segment(loaded, processor, picture, **prompts, zoom=zoom)
-    overlay = answer.show(picture, **prompts)
-    records = answer.records()
-    with written_together(files) as (overlay_part, *json_part):
-        overlay.save(overlay_part)
-        for part in json_part:
-            image = {"file_name": file_name_of(photo).name, "width": picture.width, "height": picture.height}
-            part.write_text(json.dumps({"image": image, "annotations": records}, indent=1) + "\n")
+    records, masks = answer.records(), answer.masks[:, 0].cpu().numpy()
+    image = {"file_name": file_name_of(photo).name, "width": picture.width, "height": picture.height}
+    with written_together([*files.values()]) as parts:
+        for kind, part in zip(files, parts, strict=True):
+            if kind == "masks":
+                part.write_text(json.dumps({"image": image, "annotations": records}, indent=1) + "\n")
+            elif kind == "overlay":
+                answer.show(picture, **prompts).save(part)
+            elif kind == "cut-out":
+                cut_out(picture, masks.max(0)).save(part)
+            else:
+                (Image.fromarray(masks[0]) if len(masks) == 1 else label_map(records, picture.size)).save(part)
     for record in records:
         typer.echo(f"object {record['id']}: predicted IoU {record['predicted_iou']:.2f}, {record['area']} pixels")
-    typer.echo(f"overlay: {output}")
-    if json_file:
-        typer.echo(f"masks:   {json_file}")
+    for kind, file in files.items():
+        typer.echo(f"{kind + ':':8} {file}")
     typer.echo(f"time:    {time.monotonic() - start:.1f} s")
+
+
+def read_prompts(point: list[str], box: list[str]) -> tuple[list, list, list]:
+    """Points, their labels, and boxes, from how they are written on the command line."""
+    clicks = [parse_numbers(text, "--point", (2, 3), "X,Y or X,Y,LABEL") for text in point]
+    boxes = [parse_numbers(text, "--box", (4,), "X0,Y0,X1,Y1") for text in box]
+    if not clicks and not boxes:
+        raise ValueError("give at least one --point X,Y or --box X0,Y0,X1,Y1, got none")
+    points, labels = [click[:2] for click in clicks], [click[2] if len(click) > 2 else 1 for click in clicks]
+    if strange := set(labels) - {0, 1}:
+        raise ValueError(f"--point: wanted labels 1 (object), 0 (background), found {strange.pop():g}")
+    return points, labels, boxes
 
 
 def as_objects(points: list, labels: list, boxes: list) -> dict[str, Any]:

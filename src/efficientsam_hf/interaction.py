@@ -17,7 +17,7 @@ from .masks_efficientsam import decode_rle, encode_rle
 from .modeling_efficientsam import EfficientSamModel
 from .prediction import Segmentation, read_photo, segment
 from .processing_efficientsam import EfficientSamProcessor
-from .visualization import draw_everything, draw_segmentation, label_map
+from .visualization import cut_out, draw_everything, draw_segmentation, label_map
 
 SHOWN_SIDE = 800  # pixels of the longer side of what is drawn, at every click
 FARTHEST = 2  # sides that a place may lie from the photo's middle; what is farther must be in pixels
@@ -277,11 +277,7 @@ class PhotoSession:
         elif kind == "mask" and found.records:
             label_map(found.records, self.photo.size).save(path)
         elif (mask := found.mask(self.photo.size)) is not None:
-            picture = PIL.Image.fromarray(mask)
-            if kind == "cutout":
-                alpha, picture = picture.convert("L"), self.photo.convert("RGBA")
-                picture.putalpha(alpha)
-            picture.save(path)
+            (cut_out(self.photo, mask) if kind == "cutout" else PIL.Image.fromarray(mask)).save(path)
         return path
 
 

@@ -128,6 +128,13 @@ def draw_records(
     return draw_everything(photo, masks, opacity, (record["bbox"][:2] for record in largest_first))
 
 
+def cut_out(photo: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The photo in RGBA, transparent outside of a mask (H, W)."""
+    cutout = photo.convert("RGBA")
+    cutout.putalpha(as_image(mask))
+    return cutout
+
+
 def label_map(records: Sequence[dict[str, Any]], size: tuple[int, int]) -> Image.Image:
     """Masks as numbers in one picture of 16 bits: 0 is no object, and a small object lies over a large one.
 
