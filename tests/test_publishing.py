@@ -344,4 +344,4 @@ def test_the_commands_of_the_page_run(stand_in, folder, tmp_path):
     for command in commands:
         result = push(folder, *command.split(), "--metrics", tmp_path / "scores.json")
         assert result.exit_code == 0, result.output
-    assert "GrabCut" in stand_in.repositories["someone/efficientsam-cups"].files["README.md"].decode()
+    assert "My cups" in stand_in.repositories["someone/efficientsam-cups"].files["README.md"].decode()
