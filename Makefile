@@ -6,8 +6,7 @@ DEMO_PHOTO ?= examples/images/coffee.jpg
 DEMO_PROMPT ?= --box 75,15,480,385
 
 PYTHON ?= python3
-# Neighbours stay together, so that a file's models and folders are made once.
-PYTEST_ARGS ?= -n 2 --dist worksteal
+PYTEST_ARGS ?= -n 2
 CONSTRAINTS ?= constraints.txt
 
 BIN := .venv/bin
