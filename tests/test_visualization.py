@@ -192,3 +192,10 @@ def test_records_of_another_photo_are_refused(photo):
     record = {"segmentation": encode_rle(np.ones((20, 30), dtype=bool)), "bbox": [0, 0, 30, 20], "area": 600}
     with pytest.raises(ValueError, match=r"found a record of 30 x 20 pixels, wanted the photo's \(80, 48\)"):
         draw_records(photo, [record])
+
+
+def test_photos_of_16_bits_are_drawn_in_their_shades(tmp_path):
+    grey = np.linspace(0, 65535, 48 * 80).reshape(48, 80).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    drawn = np.asarray(draw_everything(tmp_path / "grey.png", []))
+    assert np.abs(drawn[..., 0] - grey / 257).max() < 1

@@ -34,7 +34,8 @@ from .mask_generation import segment_everything
 from .modeling_efficientsam import EfficientSamModel, EfficientSamVisionModel
 from .modeling_efficientsam_backbone import EfficientSamBackbone, EfficientSamForImageClassification
 from .modeling_efficientsam_sami import EfficientSamForPreTraining
-from .prediction import Segmentation, read_photo, segment
+from .pictures_efficientsam import read_photo
+from .prediction import Segmentation, segment
 from .prediction_stream import SegmentationStream
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_everything, draw_records, draw_segmentation

@@ -15,7 +15,8 @@ from .mask_drawing import decode_box
 from .mask_generation import coco_dataset, segment_everything
 from .masks_efficientsam import decode_rle, encode_rle
 from .modeling_efficientsam import EfficientSamModel
-from .prediction import Segmentation, read_photo, segment
+from .pictures_efficientsam import read_photo
+from .prediction import Segmentation, segment
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import cut_out, draw_everything, draw_segmentation, label_map
 

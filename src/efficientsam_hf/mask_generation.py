@@ -20,8 +20,8 @@ from .mask_search import Crop
 from .mask_settings import MaskGenerationSettings
 from .masks_efficientsam import corners_of, layered_crops, nms
 from .modeling_efficientsam import EfficientSamModel
-from .pictures_efficientsam import read_picture
-from .prediction import read_embeddings, read_photo
+from .pictures_efficientsam import read_photo, read_picture
+from .prediction import read_embeddings
 from .processing_efficientsam import EfficientSamProcessor
 from .visualization import draw_records
 from .written_files import check_outputs, keep_settings, written_together

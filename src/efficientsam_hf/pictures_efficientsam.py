@@ -63,6 +63,22 @@ def read_picture(
         raise ValueError(f"{name}: cannot be read as a picture: {' '.join(str(fault).split())}") from fault
 
 
+def read_photo(source: Picture) -> PIL.Image.Image:
+    """A picture as `segment` sees it, and masks are drawn on it: upright, in RGB with 8 bits a channel.
+
+    Args:
+        source: PIL picture, array, tensor, path or URL.
+
+    Raises:
+        ValueError: if it is no picture, such as floats outside of 0 to 1.
+        FileNotFoundError: if there is no such file.
+    """
+    pixels = read_picture(source)
+    if pixels.is_floating_point():
+        pixels = (rescale_pixels(pixels, 1, "the picture") * 255).round()
+    return PIL.Image.fromarray(pixels.byte().permute(1, 2, 0).numpy())
+
+
 def open_picture(text: str) -> PIL.Image.Image:
     """A path, a URL or base64 text (with or without `data:image/...;base64,`) -> a picture, not decoded yet."""
     if text.startswith(("http://", "https://")):
@@ -177,4 +193,4 @@ def rescale_pixels(pixels: Tensor, factor: float, name: str) -> Tensor:
     return pixels
 
 
-__all__ = ["Picture", "read_picture", "rescale_pixels"]
+__all__ = ["Picture", "read_photo", "read_picture", "rescale_pixels"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from .interchange import to_supervision
 from .masks_efficientsam import as_booleans, encode_rle, masks_to_boxes, rank_masks
 from .modeling_efficientsam import EfficientSamModel
-from .pictures_efficientsam import read_picture, rescale_pixels
+from .pictures_efficientsam import read_picture
 from .processing_efficientsam import EfficientSamProcessor, read_layers
 from .prompts_efficientsam import NO_BOX, one_image
 from .visualization import draw_segmentation
@@ -70,7 +70,7 @@ class Segmentation:
         Raises:
             ValueError: for a photo of another size.
         """
-        return draw_segmentation(read_photo(photo), self.masks[:, 0], points, labels, boxes, opacity)
+        return draw_segmentation(photo, self.masks[:, 0], points, labels, boxes, opacity)
 
     def to_supervision(self) -> Any:
         """The best mask of each object as `supervision.Detections`, see `to_supervision`."""
@@ -254,19 +254,3 @@ def best_first(masks: Tensor, scores: Tensor, by_stability: bool = False) -> tup
     """Masks (B, Q, M, h, w) and their predicted IoU (B, Q, M), float32, the best first; see `rank_masks`."""
     order = rank_masks(masks, scores, by_stability).argsort(dim=-1, descending=True, stable=True)
     return masks.take_along_dim(order[..., None, None], dim=2), scores.float().take_along_dim(order, dim=2)
-
-
-def read_photo(source: Any) -> Image.Image:
-    """A picture as `segment` sees it: upright, in RGB with 8 bits a channel.
-
-    Args:
-        source: PIL picture, array, tensor, path or URL.
-
-    Raises:
-        ValueError: if it is no picture, such as floats outside of 0 to 1.
-        FileNotFoundError: if there is no such file.
-    """
-    pixels = read_picture(source)
-    if pixels.is_floating_point():
-        pixels = (rescale_pixels(pixels, 1, "the picture") * 255).round()
-    return Image.fromarray(pixels.byte().permute(1, 2, 0).numpy())

@@ -30,7 +30,6 @@ class Staged:
 
     pictures: list[Tensor]
     inputs: dict[str, Tensor]
-    sizes: Tensor
     objects: list[list[Pointed]]
     ready: Any  # an event of the stream that copies, or None
 
@@ -111,12 +110,12 @@ class SegmentationStream:
                 copies = [pinned(picture).to(self.device, non_blocking=True) for picture in pictures]
             prepared = self.processor.image_processor(copies, return_tensors="pt", device=self.device)
             asked = self.processor(original_sizes=prepared["original_sizes"], **gather(prompts))
-            sizes = asked.pop("original_sizes")  # stays on the CPU, where fetching it would wait for the device
+            del asked["original_sizes"]
             inputs = {"pixel_values": prepared["pixel_values"], **asked.to(self.device)}
             ready = self.copying.record_event() if self.copying else None
         rows = ([[asked[name] or []] for name in PROMPTS] for asked in prompts)
         objects = [pointed_at(points, labels, boxes) for points, labels, boxes in rows]
-        return Staged(pictures, inputs, sizes, objects, ready)
+        return Staged(pictures, inputs, objects, ready)
 
     @torch.inference_mode()
     def compute(self, staged: Staged) -> Any:

@@ -7,11 +7,12 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from torch import Tensor
 
 from .mask_drawing import decode_box
 from .masks_efficientsam import as_booleans
+from .pictures_efficientsam import Picture, read_photo
 from .prompts_efficientsam import NO_BOX, NO_POINT, gather_prompts, one_image
 
 # Bright, far apart in hue and for colour-blind eyes too (after Okabe and Ito, 2008), repeated when they run out.
@@ -28,13 +29,8 @@ MOST_OBJECTS = 2**16 - 1  # in a label map of 16 bits
 FOREGROUND, BACKGROUND, WHITE = (46, 213, 115), (235, 59, 60), (255, 255, 255)
 
 
-def as_segmented(photo: Image.Image | np.ndarray) -> Image.Image:
-    """The photo as `segment` and `segment_everything` see it: in RGB, turned as its EXIF data says."""
-    return ImageOps.exif_transpose(photo if isinstance(photo, Image.Image) else Image.fromarray(photo)).convert("RGB")
-
-
 def draw_segmentation(
-    photo: Image.Image | np.ndarray,
+    photo: Picture,
     masks: Any,
     points: Any = None,
     labels: Any = None,
@@ -44,7 +40,7 @@ def draw_segmentation(
     """The photo with each mask in a colour of its own, outlined, the rest dimmed, and the prompts on top.
 
     Args:
-        photo: H x W, RGB.
+        photo: What was segmented: PIL picture, array, tensor, path or URL.
         masks: (N, H, W), booleans; tensors may lie on any device.
         points: Clicks as `segment` takes them, one object's or several objects'.
         labels: As there; 1 draws a click in green, 0 in red; all green if left out.
@@ -54,7 +50,7 @@ def draw_segmentation(
     Raises:
         ValueError: if photo and masks differ in size, or points and labels in number, and for logits.
     """
-    photo = as_segmented(photo)
+    photo = read_photo(photo)
     masks = as_booleans(np.asarray(masks.cpu() if hasattr(masks, "cpu") else masks)).numpy()
     if masks.ndim != 3 or masks.shape[1:] != (photo.height, photo.width):
         raise ValueError(f"masks must be (N, {photo.height}, {photo.width}) like the photo, got {masks.shape}")
@@ -77,7 +73,7 @@ def draw_segmentation(
 
 
 def draw_everything(
-    photo: Image.Image | np.ndarray,
+    photo: Picture,
     masks: Iterable[np.ndarray | Tensor],
     opacity: float = 0.5,
     corners: Iterable[tuple[int, int]] | None = None,
@@ -85,12 +81,12 @@ def draw_everything(
     """The photo with many masks, the largest at the bottom, in colours that neighbours are unlikely to share.
 
     Args:
-        photo: H x W, RGB.
+        photo: What was segmented: PIL picture, array, tensor, path or URL.
         masks: (H, W) booleans each, largest first; read one at a time.
         opacity: Of the colours, 0 to 1.
         corners: x, y of each mask's upper left corner in the photo, for masks of a part of it.
     """
-    photo = as_segmented(photo)
+    photo = read_photo(photo)
     picture = photo.copy()
     for index, (mask, (x, y)) in enumerate(zip(masks, corners or repeat((0, 0)), strict=False)):
         # Steps of the golden ratio around the circle of hues never come back to where they were.
@@ -110,15 +106,13 @@ def draw_everything(
     return picture
 
 
-def draw_records(
-    photo: Image.Image | np.ndarray, records: Sequence[dict[str, Any]], opacity: float = 0.5
-) -> Image.Image:
+def draw_records(photo: Picture, records: Sequence[dict[str, Any]], opacity: float = 0.5) -> Image.Image:
     """As `draw_everything`, of records as `segment_everything` gives, in any order.
 
     Raises:
         ValueError: if they are of a photo of another size.
     """
-    photo = as_segmented(photo)
+    photo = read_photo(photo)
     for record in records:
         height, width = record["segmentation"]["size"]
         if (width, height) != photo.size:

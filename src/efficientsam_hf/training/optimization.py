@@ -102,8 +102,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group.get("rate_share", 1.0)
 
 
-def seeded_generator(seed: int, step: int, rank: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
+def seeded_generator(seed: int, number: int) -> torch.Generator:
     """A generator that depends on nothing but these numbers, so that a resumed run draws what it would have drawn."""
     # All bits go into the lowest 32, which are all that torch's generator on CPU takes.
-    mixed = (seed * 1_000_003 + step) * 1_000_003 + rank
-    return torch.Generator(device).manual_seed(mixed % 2**63)
+    mixed = (seed * 1_000_003 + number) * 1_000_003
+    return torch.Generator().manual_seed(mixed % 2**63)
