@@ -530,7 +530,7 @@ def test_bad_arguments_are_said(inputs, run, tmp_path: Path, capsys):
     assert "the following arguments are required: --output_dir/--output-dir, --sources" in capsys.readouterr().err
 
 
-def test_a_run_stops_at_a_step_and_goes_on(inputs, tmp_path):
+def test_a_run_stops_at_a_step_and_goes_on(inputs, tmp_path, run):
     given = options(inputs, tmp_path / "parts", "--max_steps", "3", "--log_every", "1")
     assert "1 of 3 steps done, model in" in (stopped := run(*given, "--stop_at", "1"))
     resumed, whole = run(*given), run(*options(inputs, tmp_path / "whole", "--max_steps", "3", "--log_every", "1"))
